@@ -1,0 +1,1 @@
+//! Generates Rust types, decoders, encoders and a dispatch trait from an API model, for build scripts.

@@ -1,0 +1,1 @@
+//! The AWS wire: protocols, signatures, errors and dispatch, driven by the API models.

@@ -1,0 +1,1 @@
+//! VPC networking: namespaces, interfaces, routes and security groups in nftables.

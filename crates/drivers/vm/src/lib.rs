@@ -1,0 +1,1 @@
+//! Virtual machines: QEMU processes driven over QMP.

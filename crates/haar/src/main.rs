@@ -1,0 +1,2 @@
+//! haar: the compute cloud of AWS, real, on a machine you own.
+fn main() {}

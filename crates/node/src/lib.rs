@@ -1,0 +1,1 @@
+//! The agent of one machine: reconcilers from record to driver, and adoption after a restart.

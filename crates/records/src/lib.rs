@@ -1,0 +1,1 @@
+//! The records that services write and the node reconciles.

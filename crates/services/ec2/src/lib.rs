@@ -1,0 +1,1 @@
+//! Amazon EC2: instances, volumes, images and VPC networking.

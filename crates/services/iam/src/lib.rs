@@ -1,0 +1,1 @@
+//! AWS STS, and the principals that sign requests.
