@@ -1,1 +1,45 @@
 //! The records that services write and the node reconciles.
+//!
+//! A record says what was asked (`spec`, or the plain fields of a record that has no machine behind it) and, where a
+//! machine is behind it, what is (`status`). Services write specs and the transitional state that an AWS client must
+//! see at once (`pending`, `stopping`, …); the node writes the rest of the status. Records hold no logic beyond what
+//! follows from their own fields, so that services and the node can share them without knowing each other.
+
+pub mod ec2;
+
+/// The account under which records live that belong to no account: address pools, machine images of the host.
+pub const GLOBAL_ACCOUNT: &str = "-";
+
+/// The region under which records live that belong to no region.
+pub const GLOBAL_REGION: &str = "-";
+
+/// Tags of a resource, by key.
+pub type Tags = std::collections::BTreeMap<String, String>;
+
+/// Implements [`haar_store::Resource`] for a record with `account`, `region` and `id` fields.
+macro_rules! resource {
+    ($type:ty, $kind:literal $(, $index:literal => |$this:ident| $values:expr)* $(,)?) => {
+        impl haar_store::Resource for $type {
+            const KIND: &'static str = $kind;
+            fn account(&self) -> &str {
+                &self.account
+            }
+            fn region(&self) -> &str {
+                &self.region
+            }
+            fn id(&self) -> &str {
+                &self.id
+            }
+            fn indexes(&self) -> Vec<(&'static str, String)> {
+                #[allow(unused_mut)]
+                let mut out = Vec::new();
+                $({
+                    let $this = self;
+                    out.extend($values.into_iter().map(|value| ($index, value)));
+                })*
+                out
+            }
+        }
+    };
+}
+pub(crate) use resource;

@@ -1,0 +1,252 @@
+//! Instances.
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use super::wire_enum;
+use crate::{Tags, resource};
+
+/// An instance (`Instance` in the API reference).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Instance {
+    /// Owning account.
+    pub account: String,
+    /// Region.
+    pub region: String,
+    /// `i-…`
+    pub id: String,
+    /// `r-…`; instances of one RunInstances call share it.
+    pub reservation_id: String,
+    /// Position within the reservation, from 0.
+    pub ami_launch_index: i32,
+    /// The `ClientToken` of the launch, as DescribeInstances shows it.
+    pub client_token: Option<String>,
+    /// Time of the latest start.
+    #[serde(with = "time::serde::timestamp::nanoseconds")]
+    pub launch_time: OffsetDateTime,
+    /// Tags.
+    pub tags: Tags,
+    /// What was asked.
+    pub spec: InstanceSpec,
+    /// What is.
+    pub status: InstanceStatus,
+}
+
+resource!(Instance, "ec2.instance",
+    "reservation" => |i| [i.reservation_id.clone()],
+    "image" => |i| [i.spec.image_id.clone()],
+    "vpc" => |i| [i.spec.vpc_id.clone()],
+);
+
+wire_enum! {
+    /// What an instance is to become.
+    InstanceGoal {
+        /// Booted.
+        Running = "running",
+        /// Shut down, its disks kept.
+        Stopped = "stopped",
+        /// Gone.
+        Terminated = "terminated",
+    }
+}
+
+wire_enum! {
+    /// `InstanceStateName` of the API reference.
+    InstanceState {
+        /// Being launched or started.
+        Pending = "pending",
+        /// The virtual machine runs.
+        Running = "running",
+        /// Being terminated.
+        ShuttingDown = "shutting-down",
+        /// Gone; the record stays visible for a while.
+        Terminated = "terminated",
+        /// Being stopped.
+        Stopping = "stopping",
+        /// Off, disks kept.
+        Stopped = "stopped",
+    }
+}
+
+impl InstanceState {
+    /// The low byte of the state code that the API reference gives (`InstanceState.Code`).
+    #[must_use]
+    pub const fn code(self) -> i32 {
+        match self {
+            Self::Pending => 0,
+            Self::Running => 16,
+            Self::ShuttingDown => 32,
+            Self::Terminated => 48,
+            Self::Stopping => 64,
+            Self::Stopped => 80,
+        }
+    }
+}
+
+wire_enum! {
+    /// `InstanceInitiatedShutdownBehavior`.
+    ShutdownBehavior {
+        /// A shutdown from inside stops the instance.
+        Stop = "stop",
+        /// A shutdown from inside terminates the instance.
+        Terminate = "terminate",
+    }
+}
+
+/// `StateReason` of the API reference.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateReason {
+    /// `Client.UserInitiatedShutdown`, `Server.InternalError`, …
+    pub code: String,
+    /// For a reader.
+    pub message: String,
+}
+
+impl StateReason {
+    /// A reason whose message starts with its code, as EC2 writes them.
+    #[must_use]
+    pub fn new(code: &str, message: &str) -> Self {
+        Self { code: code.into(), message: format!("{code}: {message}") }
+    }
+}
+
+/// What was asked of an instance.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InstanceSpec {
+    /// What it is to become.
+    pub goal: InstanceGoal,
+    /// Counts the starts that were asked for: 1 at launch, one more at each StartInstances.
+    pub boots: u64,
+    /// Counts the reboots that were asked for.
+    pub reboots: u64,
+    /// Stop without asking the guest first (`Force`, `SkipOsShutdown`).
+    pub skip_os_shutdown: bool,
+    /// `ami-…`
+    pub image_id: String,
+    /// Instance type, as `t3.micro`.
+    pub instance_type: String,
+    /// Name of the key pair.
+    pub key_name: Option<String>,
+    /// The key pair's public key at launch, in OpenSSH's one-line form.
+    pub public_key: Option<String>,
+    /// User data, base64 as it came.
+    pub user_data: Option<String>,
+    /// Availability zone.
+    pub availability_zone: String,
+    /// `vpc-…`
+    pub vpc_id: String,
+    /// `subnet-…` of the primary interface.
+    pub subnet_id: String,
+    /// Interfaces by device index (`eni-…`); index 0 is the primary one.
+    pub network_interfaces: Vec<String>,
+    /// Device name of the root volume, as `/dev/xvda`.
+    pub root_device_name: String,
+    /// Volumes by device name.
+    pub block_devices: Vec<BlockDevice>,
+    /// Options of the metadata service.
+    pub metadata_options: MetadataOptions,
+    /// What a shutdown from inside does.
+    pub shutdown_behavior: ShutdownBehavior,
+    /// Detailed monitoring was asked for.
+    pub monitoring: bool,
+    /// `EbsOptimized`.
+    pub ebs_optimized: bool,
+    /// TerminateInstances is refused.
+    pub disable_api_termination: bool,
+    /// StopInstances is refused.
+    pub disable_api_stop: bool,
+}
+
+/// A volume of an instance (`InstanceBlockDeviceMapping`); its attachment is told by the volume's record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockDevice {
+    /// As `/dev/xvda`.
+    pub device_name: String,
+    /// `vol-…`
+    pub volume_id: String,
+    /// The volume goes with the instance.
+    pub delete_on_termination: bool,
+}
+
+/// `InstanceMetadataOptions` of the API reference.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MetadataOptions {
+    /// `HttpEndpoint` is `enabled`.
+    pub http_endpoint: bool,
+    /// `HttpTokens` is `required`: only IMDSv2 answers.
+    pub http_tokens_required: bool,
+    /// `HttpPutResponseHopLimit`, 1 to 64.
+    pub hop_limit: u8,
+    /// `InstanceMetadataTags` is `enabled`.
+    pub instance_tags: bool,
+}
+
+impl Default for MetadataOptions {
+    fn default() -> Self {
+        Self { http_endpoint: true, http_tokens_required: false, hop_limit: 1, instance_tags: false }
+    }
+}
+
+wire_enum! {
+    /// `StatusName` of an instance or system status check (`InstanceStatusSummary`).
+    StatusCheck {
+        /// The check passes.
+        Ok = "ok",
+        /// The check fails.
+        Impaired = "impaired",
+        /// Not known yet.
+        Initializing = "initializing",
+        /// The instance does not run.
+        NotApplicable = "not-applicable",
+    }
+}
+
+/// What an instance is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InstanceStatus {
+    /// State.
+    pub state: InstanceState,
+    /// Why it is in its state, when it is not simply running.
+    pub state_reason: Option<StateReason>,
+    /// `StateTransitionReason`, as `User initiated (2026-01-31 12:00:00 GMT)`; empty when there is none.
+    pub transition_reason: String,
+    /// The boot (see [`InstanceSpec::boots`]) that the node has carried out or given up.
+    pub boots: u64,
+    /// The reboot (see [`InstanceSpec::reboots`]) that the node has carried out.
+    pub reboots: u64,
+    /// When the guest that was asked to shut down is forced to.
+    #[serde(with = "time::serde::timestamp::nanoseconds::option")]
+    pub stop_deadline: Option<OffsetDateTime>,
+    /// When the state became `running`.
+    #[serde(with = "time::serde::timestamp::nanoseconds::option")]
+    pub running_since: Option<OffsetDateTime>,
+    /// When the state became `terminated`.
+    #[serde(with = "time::serde::timestamp::nanoseconds::option")]
+    pub terminated_at: Option<OffsetDateTime>,
+    /// Instance status check: the guest answers on its link.
+    pub instance_check: StatusCheck,
+    /// System status check: the virtual machine's process runs and answers.
+    pub system_check: StatusCheck,
+    /// Boot id of the host on which the virtual machine was started (`/proc/sys/kernel/random/boot_id`).
+    pub host_boot_id: Option<String>,
+}
+
+impl InstanceStatus {
+    /// The status of an instance that was just asked for.
+    #[must_use]
+    pub fn pending() -> Self {
+        Self {
+            state: InstanceState::Pending,
+            state_reason: Some(StateReason { code: "pending".into(), message: "pending".into() }),
+            transition_reason: String::new(),
+            boots: 0,
+            reboots: 0,
+            stop_deadline: None,
+            running_since: None,
+            terminated_at: None,
+            instance_check: StatusCheck::NotApplicable,
+            system_check: StatusCheck::NotApplicable,
+            host_boot_id: None,
+        }
+    }
+}

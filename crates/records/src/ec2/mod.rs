@@ -1,0 +1,59 @@
+//! Records of Amazon EC2, named and shaped after the types of its API reference.
+
+mod image;
+mod instance;
+mod key_pair;
+mod network;
+mod security_group;
+mod volume;
+
+pub use image::{BootMode, Image, ImageBoot, ImageState};
+pub use instance::{
+    BlockDevice, Instance, InstanceGoal, InstanceSpec, InstanceState, InstanceStatus, MetadataOptions,
+    ShutdownBehavior, StateReason, StatusCheck,
+};
+pub use key_pair::{KeyPair, KeyType};
+pub use network::{
+    Attachment, AttachmentStatus, Claim, ClaimScope, InternetGateway, NetworkInterface, PublicAddress, Route,
+    RouteTable, RouteTableAssociation, RouteTarget, Subnet, Vpc,
+};
+pub use security_group::{RuleTarget, SecurityGroup, SecurityGroupRule};
+pub use volume::{Volume, VolumeAttachment, VolumeState, VolumeType};
+
+/// Implements `as_str`, `Display` and `FromStr` for an enum whose variants have wire names.
+macro_rules! wire_enum {
+    ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $wire:literal),+ $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+        pub enum $name {
+            $($(#[$vmeta])* #[serde(rename = $wire)] $variant),+
+        }
+
+        impl $name {
+            /// The name on the wire, as the API reference writes it.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $wire),+
+                }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = ();
+            fn from_str(name: &str) -> Result<Self, ()> {
+                match name {
+                    $($wire => Ok(Self::$variant),)+
+                    _ => Err(()),
+                }
+            }
+        }
+    };
+}
+pub(crate) use wire_enum;
