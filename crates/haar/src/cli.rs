@@ -1,0 +1,333 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use crate::config::{DEFAULT_STATE_DIR, Settings};
+
+/// The compute cloud of AWS, real, on a machine you own
+#[derive(Debug, Parser)]
+#[command(
+    name = "haar",
+    version,
+    about,
+    long_about = "The compute cloud of AWS, real, on a machine you own: an endpoint that unmodified AWS clients talk to, and virtual machines, networks and disks that do what the API says.",
+    after_help = "Examples:
+  haar up                               start the daemon in the background
+  eval \"$(haar env)\"                    point this shell's AWS clients at it
+  haar image build tiny                 make a first machine image
+  aws ec2 describe-images
+  haar ssh i-0123456789abcdef0          log in to an instance
+  haar down                             stop the daemon; instances keep running
+  haar doctor                           see whether this machine has what haar needs",
+    subcommand_required = true,
+    arg_required_else_help = true,
+    disable_help_subcommand = true
+)]
+pub struct Cli {
+    /// Folder of everything that outlives the daemon: records, keys, images, disks, logs
+    #[arg(long, global = true, value_name = "DIR", env = "HAAR_STATE_DIR", default_value = DEFAULT_STATE_DIR)]
+    pub state_dir: PathBuf,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start the daemon in the background and wait until it answers
+    #[command(after_help = "Where the daemon runs already, this says so and changes nothing.
+
+Settings that are not given here come from haar.toml in the state folder, or else from
+/etc/haar/haar.toml:
+  listen = \"127.0.0.1:4566\"
+  region = \"eu-central-1\"
+
+Examples:
+  haar up
+  haar up --region eu-central-1 --listen 127.0.0.1:5000
+  haar up --public-pool 192.168.1.192/27      instances get addresses of your LAN
+  haar up --compute simulated                 only the API, no machines")]
+    Up(Settings),
+    /// Stop the daemon; instances keep running unless --all
+    #[command(after_help = "Examples:
+  haar down            stop the daemon; the next haar up finds the instances running
+  haar down --all      also shut down all instances and take their networks away")]
+    Down(Down),
+    /// Tell whether the daemon runs, and where
+    #[command(
+        after_help = "Ends with 0 where the daemon runs and answers, 3 where it does not run, 1 where it does not answer.
+
+Examples:
+  haar status
+  haar status --json | jq -r .endpoint"
+    )]
+    Status(Output),
+    /// Examine this machine: does it have what haar needs?
+    #[command(after_help = "Ends with 0 where nothing fails; warnings do not count.
+
+Examples:
+  haar doctor
+  haar doctor --json | jq -r '.[] | select(.status != \"ok\") | .fix'")]
+    Doctor(Output),
+    /// Print the environment that AWS clients need, for eval
+    #[command(
+        after_help = "Where the aws command found is too old to know AWS_ENDPOINT_URL (before 1.29 and 2.13), a
+function of its name that passes the endpoint is printed too.
+
+Examples:
+  eval \"$(haar env)\"
+  haar env --shell fish | source
+  haar env --shell powershell | Out-String | Invoke-Expression"
+    )]
+    Env(Env),
+    /// Run the aws command against this endpoint
+    #[command(after_help = "Examples:
+  haar aws ec2 describe-instances
+  haar aws sts get-caller-identity --output text")]
+    Aws(Aws),
+    /// Log in to an instance, or run a command in it, by SSH
+    #[command(
+        after_help = "The key is looked for by the key pair's name: NAME.pem in the state folder's keys/, then NAME.pem
+and NAME in ~/.ssh. The user is the image's. Where the instance's console shows its host keys, ssh
+checks them; where not, it trusts those of the first login.
+
+Examples:
+  haar ssh i-0123456789abcdef0
+  haar ssh i-0123456789abcdef0 -- uname -a
+  haar ssh i-0123456789abcdef0 -i ./mykey.pem -l admin"
+    )]
+    Ssh(Ssh),
+    /// Machine images: list, build, pull, import, remove
+    #[command(
+        after_help = "Examples:
+  haar image list
+  haar image build tiny
+  haar image pull ubuntu-24.04",
+        subcommand_required = true,
+        arg_required_else_help = true
+    )]
+    #[command(subcommand)]
+    Image(Image),
+    /// Run the daemon in the foreground, with its log on the standard error
+    #[command(
+        after_help = "For a service manager; haar up starts the same in the background. SIGTERM and SIGINT stop it.
+HAAR_LOG sets what is logged (as `debug` or `haar_vm=trace,info`), HAAR_LOG_FORMAT=json how.
+
+Examples:
+  haar serve
+  HAAR_LOG=debug haar serve --listen 127.0.0.1:5000"
+    )]
+    Serve(Settings),
+    /// Print a completion script for a shell
+    #[command(after_help = "Examples:
+  haar completions bash > /etc/bash_completion.d/haar
+  haar completions zsh > \"${fpath[1]}/_haar\"
+  haar completions fish > ~/.config/fish/completions/haar.fish")]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write the manual pages into a folder
+    #[command(after_help = "Examples:
+  haar man /usr/local/share/man/man1")]
+    Man {
+        /// The folder; it is made where it is missing
+        dir: PathBuf,
+    },
+}
+
+/// How to stop.
+#[derive(Debug, Args)]
+pub struct Down {
+    /// Also stop everything that the daemon runs
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// How to print.
+#[derive(Debug, Args)]
+pub struct Output {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// For which shell to print.
+#[derive(Debug, Args)]
+pub struct Env {
+    /// The shell whose syntax to use [default: fish if $SHELL is fish, else sh]
+    #[arg(long, value_enum, hide_default_value = true)]
+    pub shell: Option<EnvShell>,
+}
+
+/// A family of shells that share the syntax of assignments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EnvShell {
+    /// Bourne's shell and those like it: dash, bash, zsh
+    Sh,
+    /// The friendly interactive shell
+    Fish,
+    /// PowerShell
+    Powershell,
+}
+
+/// What to run with aws.
+#[derive(Debug, Args)]
+#[command(disable_help_flag = true)]
+pub struct Aws {
+    /// Arguments of aws
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
+    pub arguments: Vec<OsString>,
+}
+
+/// Where to log in.
+#[derive(Debug, Args)]
+pub struct Ssh {
+    /// The instance: i-… or the value of its Name tag
+    pub instance: String,
+    /// File of the private key
+    #[arg(short = 'i', long = "identity", value_name = "FILE")]
+    pub identity: Option<PathBuf>,
+    /// User to log in as [default: the image's]
+    #[arg(short, long)]
+    pub login: Option<String>,
+    /// Command to run there instead of a shell
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+/// What to do with images.
+#[derive(Debug, Subcommand)]
+pub enum Image {
+    /// List the images of this machine
+    #[command(after_help = "Examples:
+  haar image list
+  haar image list --json | jq -r '.[].image_id'")]
+    List(Output),
+    /// Build an image from Debian packages
+    #[command(after_help = "Recipes:
+  tiny         BusyBox, Dropbear and a kernel: boots in seconds, also without KVM
+  debian-12    Debian 12 with systemd, cloud-init and OpenSSH
+
+The packages come from the mirror that this machine's apt uses, and are checked by its keys.
+
+Examples:
+  haar image build tiny
+  haar image build debian-12 --name base")]
+    Build(ImageBuild),
+    /// Fetch a distribution's cloud image from its publisher
+    #[command(
+        after_help = "An interrupted transfer goes on where it was. The image is used only if its checksum is the
+published one.
+
+Examples:
+  haar image catalogue
+  haar image pull debian-12
+  haar image pull ubuntu-24.04 --name web-base"
+    )]
+    Pull(ImagePull),
+    /// Take a disk image in qcow2, raw or VMDK format
+    #[command(after_help = "Examples:
+  haar image import disk.qcow2 --name web-1 --user admin
+  haar image import disk.raw --boot uefi")]
+    Import(ImageImport),
+    /// Remove an image that no instance uses
+    #[command(after_help = "Examples:
+  haar image remove ami-0123456789abcdef0
+  haar image remove tiny")]
+    Remove {
+        /// The image: ami-… or its name
+        image: String,
+    },
+    /// List the images that can be pulled
+    #[command(after_help = "The file catalogue.toml in the state folder adds to the list.
+
+Examples:
+  haar image catalogue")]
+    Catalogue(Output),
+}
+
+/// What to build.
+#[derive(Debug, Args)]
+pub struct ImageBuild {
+    /// The recipe
+    #[arg(value_parser = ["tiny", "debian-12"])]
+    pub recipe: String,
+    /// Name of the image [default: the recipe's]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Folder that keeps downloaded packages
+    #[arg(long, value_name = "DIR", default_value = "/var/cache/haar")]
+    pub cache: PathBuf,
+    /// A sources.list of apt to take the packages from [default: this machine's]
+    #[arg(long, value_name = "FILE")]
+    pub sources: Option<PathBuf>,
+}
+
+/// What to fetch.
+#[derive(Debug, Args)]
+pub struct ImagePull {
+    /// Name of the catalogue entry
+    pub entry: String,
+    /// Name of the image [default: the entry's]
+    #[arg(long)]
+    pub name: Option<String>,
+}
+
+/// What to import.
+#[derive(Debug, Args)]
+pub struct ImageImport {
+    /// The disk image
+    pub file: PathBuf,
+    /// Name of the image [default: the file's without its extension]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// What it is, in a sentence
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub description: String,
+    /// User to log in as by SSH [default: root]
+    #[arg(long)]
+    pub user: Option<String>,
+    /// Firmware that it boots with [default: what its partition table suggests]
+    #[arg(long, value_enum)]
+    pub boot: Option<Firmware>,
+    /// Name of the root device [default: /dev/xvda]
+    #[arg(long, value_name = "DEVICE")]
+    pub root_device: Option<String>,
+}
+
+/// A firmware.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Firmware {
+    /// The PC's BIOS
+    Bios,
+    /// UEFI
+    Uefi,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Cli;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_shows_examples() {
+        fn check(command: &clap::Command) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Examples:\n"), "haar {} has no examples", command.get_name());
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
+    }
+}

@@ -1,0 +1,256 @@
+//! `haar image`: the image library from the command line.
+
+use std::io::{self, IsTerminal};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use haar_image::{
+    BootMode, BuildOptions, Catalogue, Image as LibraryImage, ImageId, ImportOptions, Library, Progress,
+    PullOptions, Recipe, Unit,
+};
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+
+use crate::cli::{Firmware, Image, ImageBuild, ImageImport, ImagePull};
+use crate::client::Client;
+use crate::error::{Error, Result};
+use crate::state::StateDir;
+
+/// Carries out a command on images.
+pub fn image(state: &StateDir, command: Image) -> Result<ExitCode> {
+    match command {
+        Image::List(output) => list(state, output.json)?,
+        Image::Build(build) => make(state, |library, progress| self::build(library, build, progress))?,
+        Image::Pull(arguments) => {
+            let catalogue = catalogue(state)?;
+            make(state, |library, progress| pull(library, &catalogue, arguments, progress))?;
+        }
+        Image::Import(arguments) => make(state, |library, progress| import(library, arguments, progress))?,
+        Image::Remove { image } => remove(state, &image)?,
+        Image::Catalogue(output) => print_catalogue(&catalogue(state)?, output.json),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn library(state: &StateDir) -> Result<Library> {
+    state.create()?;
+    Ok(Library::open(state.images())?)
+}
+
+fn list(state: &StateDir, json: bool) -> Result<()> {
+    let images = library(state)?.list()?;
+    if json {
+        let manifests: Vec<_> = images.iter().map(|image| &image.manifest).collect();
+        println!("{}", serde_json::to_string_pretty(&manifests).expect("manifests are plain data"));
+        return Ok(());
+    }
+    if images.is_empty() {
+        println!("There is no image yet. Make one: haar image build tiny");
+        return Ok(());
+    }
+    let rows = images.iter().map(|image| {
+        let manifest = &image.manifest;
+        let size = HumanBytes(manifest.root_disk.file.length).to_string();
+        [
+            image.id().to_string(),
+            manifest.name.clone(),
+            size,
+            manifest.default_user.clone(),
+            manifest.creation_date.clone(),
+            manifest.description.clone(),
+        ]
+    });
+    print_table(["IMAGE", "NAME", "SIZE", "USER", "CREATED", "DESCRIPTION"], rows.collect());
+    Ok(())
+}
+
+/// Prints columns as wide as their content.
+fn print_table<const N: usize>(head: [&str; N], rows: Vec<[String; N]>) {
+    let mut widths = head.map(|name| name.chars().count());
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    for row in std::iter::once(head.map(ToOwned::to_owned)).chain(rows) {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        println!("{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+    }
+}
+
+/// Makes an image, shows how far it is, and tells a running daemon.
+fn make(
+    state: &StateDir,
+    work: impl FnOnce(&Library, &mut dyn Progress) -> haar_image::Result<LibraryImage>,
+) -> Result<()> {
+    let library = library(state)?;
+    let begin = Instant::now();
+    let mut bars = Bars::new();
+    let made = work(&library, &mut bars);
+    bars.end(made.is_ok());
+    let image = made?;
+    println!("{}  {}  ({:.1} s)", image.id(), image.manifest.name, begin.elapsed().as_secs_f32());
+    tell_daemon(state)
+}
+
+/// A daemon that runs must look at the library again.
+fn tell_daemon(state: &StateDir) -> Result<()> {
+    match state.running()? {
+        Some(daemon) => Client::new(&daemon)?.rescan_images(),
+        None => Ok(()),
+    }
+}
+
+fn build(
+    library: &Library,
+    arguments: ImageBuild,
+    progress: &mut dyn Progress,
+) -> haar_image::Result<LibraryImage> {
+    let recipe = Recipe::from_name(&arguments.recipe)?;
+    library.build(
+        recipe,
+        &BuildOptions { name: arguments.name, cache: arguments.cache, sources: arguments.sources },
+        progress,
+    )
+}
+
+fn pull(
+    library: &Library,
+    catalogue: &Catalogue,
+    arguments: ImagePull,
+    progress: &mut dyn Progress,
+) -> haar_image::Result<LibraryImage> {
+    library.pull(catalogue, &arguments.entry, &PullOptions { name: arguments.name }, progress)
+}
+
+fn import(
+    library: &Library,
+    arguments: ImageImport,
+    progress: &mut dyn Progress,
+) -> haar_image::Result<LibraryImage> {
+    let boot_mode = arguments.boot.map(|firmware| match firmware {
+        Firmware::Bios => BootMode::LegacyBios,
+        Firmware::Uefi => BootMode::Uefi,
+    });
+    let options = ImportOptions {
+        name: arguments.name,
+        description: arguments.description,
+        default_user: arguments.user,
+        boot_mode,
+        root_device_name: arguments.root_device,
+    };
+    library.import(&arguments.file, &options, progress)
+}
+
+fn remove(state: &StateDir, image: &str) -> Result<()> {
+    let library = library(state)?;
+    let id = match image.parse::<ImageId>() {
+        Ok(id) => id,
+        Err(_) => match library.find_by_name(image)? {
+            Some(found) => found.id().clone(),
+            None => {
+                let message = format!("there is no image with the name {image}");
+                return Err(Error::Refused { message, hint: Some("see them: haar image list".into()) });
+            }
+        },
+    };
+    library.remove(&id)?;
+    println!("{id} removed");
+    tell_daemon(state)
+}
+
+/// The built-in catalogue, with what the state folder's file adds.
+fn catalogue(state: &StateDir) -> Result<Catalogue> {
+    let mut catalogue = Catalogue::built_in();
+    catalogue.extend_from_file(&state.catalogue())?;
+    Ok(catalogue)
+}
+
+fn print_catalogue(catalogue: &Catalogue, json: bool) {
+    let entries = catalogue.entries();
+    if json {
+        let entries = entries.iter().map(|entry| {
+            serde_json::json!({
+                "name": entry.name,
+                "description": entry.description,
+                "url": entry.url,
+                "default_user": entry.default_user,
+            })
+        });
+        println!("{:#}", serde_json::Value::from_iter(entries));
+        return;
+    }
+    let rows = entries.iter().map(|entry| [entry.name.clone(), entry.description.clone(), entry.url.clone()]);
+    print_table(["NAME", "DESCRIPTION", "FROM"], rows.collect());
+}
+
+/// Progress on the terminal: a bar for the running stage, a line for each that is over. Where the standard error is not a
+/// terminal, only the lines.
+struct Bars {
+    terminal: bool,
+    stage: Option<Stage>,
+}
+
+struct Stage {
+    name: String,
+    unit: Unit,
+    done: u64,
+    begin: Instant,
+    bar: ProgressBar,
+}
+
+impl Bars {
+    fn new() -> Self {
+        Self { terminal: io::stderr().is_terminal(), stage: None }
+    }
+
+    /// Ends the running stage, and says how long it took and how much it did.
+    fn end(&mut self, complete: bool) {
+        let Some(stage) = self.stage.take() else { return };
+        stage.bar.finish_and_clear();
+        let amount = match stage.unit {
+            Unit::Bytes if stage.done > 0 => HumanBytes(stage.done).to_string(),
+            Unit::Steps if stage.done > 0 => stage.done.to_string(),
+            _ => String::new(),
+        };
+        let mark = if complete { "✓" } else { "✗" };
+        let seconds = stage.begin.elapsed().as_secs_f32();
+        eprintln!("{mark} {:<24} {amount:>12} {seconds:>7.1} s", stage.name);
+    }
+}
+
+impl Progress for Bars {
+    fn stage(&mut self, name: &str, unit: Unit, total: Option<u64>) {
+        self.end(true);
+        let bar = if self.terminal { bar(name, unit, total) } else { ProgressBar::hidden() };
+        self.stage = Some(Stage { name: name.into(), unit, done: 0, begin: Instant::now(), bar });
+    }
+
+    fn advance(&mut self, done: u64) {
+        if let Some(stage) = &mut self.stage {
+            stage.done = done;
+            stage.bar.set_position(done);
+        }
+    }
+}
+
+/// A bar where the length is known, a spinner where not.
+fn bar(name: &str, unit: Unit, total: Option<u64>) -> ProgressBar {
+    let total = match unit {
+        Unit::Percent => Some(100),
+        _ => total,
+    };
+    let bar = total.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
+    let template = match (unit, total) {
+        (Unit::Bytes, Some(_)) => {
+            "  {msg:24} {wide_bar} {bytes:>10}/{total_bytes} {bytes_per_sec:>12} {eta:>4}"
+        }
+        (Unit::Steps, Some(_)) => "  {msg:24} {wide_bar} {pos:>5}/{len} {elapsed:>4}",
+        (Unit::Percent, _) => "  {msg:24} {wide_bar} {percent:>3} % {elapsed:>4}",
+        (Unit::Bytes, None) => "{spinner} {msg:24} {bytes} {bytes_per_sec} {elapsed}",
+        (Unit::Steps, None) => "{spinner} {msg:24} {pos} {elapsed}",
+    };
+    bar.set_style(ProgressStyle::with_template(template).expect("the templates are valid"));
+    bar.set_message(name.to_owned());
+    bar.enable_steady_tick(Duration::from_millis(120));
+    bar
+}
