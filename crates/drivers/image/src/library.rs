@@ -26,6 +26,9 @@ pub(crate) const INITRD: &str = "initrd";
 const NEW: &str = ".new-";
 const OLD: &str = ".old-";
 
+/// The folder of temporary files in the folder of an image that is being made.
+const SCRATCH: &str = "scratch";
+
 /// The greatest manifest that is read, in bytes.
 const MANIFEST_LIMIT: u64 = 4 << 20;
 
@@ -197,6 +200,7 @@ impl Library {
 
     /// Removes an image. Nothing checks whether a disk is still an overlay of it: that is for the caller to know.
     pub fn remove(&self, id: &ImageId) -> Result<()> {
+        let _exclusive = self.lock()?;
         let dir = self.dir.join(id.as_str());
         let doomed = self.dir.join(format!("{OLD}{id}"));
         match fs::rename(&dir, &doomed) {
@@ -307,17 +311,29 @@ pub(crate) struct Staging {
 }
 
 impl Staging {
-    /// Where to put a file of the image, or a temporary one.
+    /// Where to put a file of the image.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
-    /// Turns the folder into an image of the library. It must hold `root.qcow2`, for a direct boot also `vmlinuz` and
+    /// A new folder for temporary files, which is gone when the image is published.
+    pub fn scratch(&self, name: &str) -> Result<PathBuf> {
+        let path = self.dir.join(SCRATCH).join(name);
+        fs::create_dir_all(&path).map_err(Error::io("create", &path))?;
+        Ok(path)
+    }
+
+    /// Turns the folder into an image of the library. Beside temporary files it must hold `root.qcow2`, for a direct boot also `vmlinuz` and
     /// `initrd`, and nothing else.
     pub fn publish(mut self, draft: Draft, progress: &mut dyn Progress) -> Result<Image> {
         let mut names = vec![ROOT_DISK];
         if let DraftBoot::Direct { .. } = draft.boot {
             names.extend([KERNEL, INITRD]);
+        }
+        let scratch = self.path(SCRATCH);
+        match fs::remove_dir_all(&scratch) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::io("remove", &scratch)(e)),
+            _ => {}
         }
         let mut total = 0;
         for name in &names {

@@ -10,6 +10,9 @@ use crate::error::Error;
 /// The version of the manifest's own format, written to every manifest and required on reading.
 pub(crate) const FORMAT: u32 = 1;
 
+/// The ImageOwnerAlias of images that no account made.
+pub(crate) const OWNER_ALIAS: &str = "haar";
+
 /// The identifier of an image, as EC2 writes it: `ami-` and 17 (long ago 8) hexadecimal digits in lower case.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

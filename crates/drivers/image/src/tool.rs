@@ -1,7 +1,7 @@
 //! Running the programs that do part of the work.
 
 use std::ffi::OsStr;
-use std::io;
+use std::io::{self, Read};
 use std::process::{Command, Stdio};
 
 use crate::error::{Error, Result};
@@ -24,6 +24,45 @@ pub(crate) fn run(command: &mut Command, package: &'static str) -> Result<Vec<u8
         return Ok(output.stdout);
     }
     Err(failed(command, output.status, &output.stderr))
+}
+
+/// Runs a command to its end and passes on the lines of its standard output as they come; a carriage return ends a line too.
+pub(crate) fn run_lines(
+    command: &mut Command,
+    package: &'static str,
+    mut each: impl FnMut(&str),
+) -> Result<()> {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|e| not_started(command, package, e))?;
+    let mut stdout = child.stdout.take().expect("it is piped");
+    let mut stderr = child.stderr.take().expect("it is piped");
+    let complaint = std::thread::spawn(move || {
+        let mut tail = Vec::new();
+        let mut buffer = [0; 4096];
+        while let Ok(n @ 1..) = stderr.read(&mut buffer) {
+            tail.extend_from_slice(&buffer[..n]);
+            let excess = tail.len().saturating_sub(4 * KEPT_OUTPUT);
+            tail.drain(..excess);
+        }
+        tail
+    });
+    let mut line = Vec::new();
+    let mut buffer = [0; 4096];
+    while let Ok(n @ 1..) = stdout.read(&mut buffer) {
+        for &byte in &buffer[..n] {
+            match byte {
+                b'\n' | b'\r' => {
+                    each(&String::from_utf8_lossy(&line));
+                    line.clear();
+                }
+                _ if line.len() < KEPT_OUTPUT => line.push(byte),
+                _ => {}
+            }
+        }
+    }
+    let status = child.wait().map_err(|e| not_started(command, package, e))?;
+    let complaint = complaint.join().unwrap_or_default();
+    if status.success() { Ok(()) } else { Err(failed(command, status, &complaint)) }
 }
 
 /// The error of a program that could not be started.

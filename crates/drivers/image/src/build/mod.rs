@@ -1,10 +1,19 @@
 //! Building images from Debian packages.
 
+mod apt;
+mod cpio;
+mod disk;
+mod modules;
+mod tiny;
+
+use std::fs;
 use std::path::PathBuf;
 
 use crate::error::{Error, Result};
-use crate::library::{Image, Library};
+use crate::library::{Draft, DraftBoot, Image, Library};
+use crate::manifest::{OWNER_ALIAS, Source};
 use crate::progress::Progress;
+use apt::Apt;
 
 /// An image that can be built from Debian packages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +33,16 @@ impl Recipe {
         match self {
             Recipe::Tiny => "tiny",
             Recipe::Debian12 => "debian-12",
+        }
+    }
+
+    /// What the image is, in a sentence.
+    pub fn description(self) -> &'static str {
+        match self {
+            Recipe::Tiny => {
+                "BusyBox, Dropbear and a Linux kernel of Debian 12; boots in seconds, logs in as root"
+            }
+            Recipe::Debian12 => "Debian 12 with systemd, cloud-init and OpenSSH, logs in as admin",
         }
     }
 
@@ -50,11 +69,13 @@ pub struct BuildOptions {
     pub name: Option<String>,
     /// The folder that keeps downloaded packages between builds; by default `/var/cache/haar`.
     pub cache: PathBuf,
+    /// A sources.list for Debian 12 to fetch packages by; by default it is derived from the machine's own apt sources.
+    pub sources: Option<PathBuf>,
 }
 
 impl Default for BuildOptions {
     fn default() -> BuildOptions {
-        BuildOptions { name: None, cache: "/var/cache/haar".into() }
+        BuildOptions { name: None, cache: "/var/cache/haar".into(), sources: None }
     }
 }
 
@@ -69,7 +90,27 @@ impl Library {
     ) -> Result<Image> {
         let name = options.name.as_deref().unwrap_or(recipe.name());
         self.check_name(name)?;
-        let _ = progress;
-        Err(Error::Packages("building is being written".into()))
+        let staging = self.stage()?;
+        fs::create_dir_all(&options.cache).map_err(Error::io("create", &options.cache))?;
+        let apt = Apt::open(options.cache.join("apt"), options.sources.as_deref())?;
+        apt.update(progress)?;
+        let packages = match recipe {
+            Recipe::Tiny => tiny::make(&staging, &apt, progress)?,
+            Recipe::Debian12 => return Err(Error::Packages("debian-12 is being written".into())),
+        };
+        let mut packages: Vec<String> =
+            packages.iter().map(|p| format!("{}={}", p.name, p.version)).collect();
+        packages.sort();
+        let draft = Draft {
+            name: name.into(),
+            description: recipe.description().into(),
+            source: Source::Build { recipe: recipe.name().into(), packages },
+            image_owner_alias: Some(OWNER_ALIAS.into()),
+            default_user: "root".into(),
+            root_device_name: "/dev/xvda".into(),
+            virtual_size: tiny::DISK_SIZE,
+            boot: DraftBoot::Direct { command_line: tiny::COMMAND_LINE.into() },
+        };
+        staging.publish(draft, progress)
     }
 }
