@@ -119,8 +119,6 @@ pub struct InstanceSpec {
     pub boots: u64,
     /// Counts the reboots that were asked for.
     pub reboots: u64,
-    /// Stop without asking the guest first (`Force`, `SkipOsShutdown`).
-    pub skip_os_shutdown: bool,
     /// `ami-…`
     pub image_id: String,
     /// Instance type, as `t3.micro`.
@@ -214,7 +212,7 @@ pub struct InstanceStatus {
     pub boots: u64,
     /// The reboot (see [`InstanceSpec::reboots`]) that the node has carried out.
     pub reboots: u64,
-    /// When the guest that was asked to shut down is forced to.
+    /// When a guest that was asked to shut down is forced to; the time of the request itself for one that is not asked.
     #[serde(with = "time::serde::timestamp::nanoseconds::option")]
     pub stop_deadline: Option<OffsetDateTime>,
     /// When the state became `running`.

@@ -2,6 +2,7 @@
 
 mod image;
 mod instance;
+mod instance_types;
 mod key_pair;
 mod network;
 mod security_group;
@@ -12,6 +13,7 @@ pub use instance::{
     BlockDevice, Instance, InstanceGoal, InstanceSpec, InstanceState, InstanceStatus, MetadataOptions,
     ShutdownBehavior, StateReason, StatusCheck,
 };
+pub use instance_types::{EbsLimit, EbsPerformance, Hypervisor, InstanceType, instance_type, instance_types};
 pub use key_pair::{KeyPair, KeyType};
 pub use network::{
     Attachment, AttachmentStatus, Claim, ClaimScope, InternetGateway, NetworkInterface, PublicAddress, Route,
