@@ -1,0 +1,298 @@
+//! The resolver of a VPC (RFC 1035, RFC 7766).
+
+mod forward;
+mod zone;
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, TcpListener as StdTcpListener, UdpSocket as StdUdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hickory_proto::op::{Edns, Header, Message, MessageType, OpCode, ResponseCode};
+use hickory_proto::rr::{DNSClass, RecordType};
+use hickory_proto::serialize::binary::BinDecodable;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+pub use self::forward::Forwarder;
+use self::forward::Transport;
+use self::zone::Found;
+pub use self::zone::Zone;
+use crate::ServeError;
+use crate::quota::Quota;
+use crate::udp::{LinkSocket, MAX_DATAGRAM};
+use crate::view::Directory;
+
+/// Forwarded queries under way at once, of one guest.
+const QUERIES_OF_ONE: usize = 32;
+
+/// TCP connections at once, to one listener: of all guests, and of one.
+const CONNECTIONS: usize = 256;
+const CONNECTIONS_OF_ONE: usize = 8;
+
+/// How long a TCP connection may stay silent or unread.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// How long to wait when no connection can be accepted for want of file descriptors or memory.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Largest answer by UDP without and with EDNS, as this server advertises it (RFC 1035, RFC 6891).
+const UDP_PAYLOAD: usize = 512;
+const EDNS_PAYLOAD: u16 = 1232;
+
+/// The resolver of one VPC.
+#[derive(Debug)]
+pub struct DnsServer {
+    /// Sockets in the VPC's namespace, bound to port 53 of the VPC's base address plus two and of 169.254.169.253.
+    pub udp: Vec<StdUdpSocket>,
+    /// Listeners on the same addresses.
+    pub tcp: Vec<StdTcpListener>,
+    /// The names that belong to the VPC.
+    pub zone: Zone,
+    /// Where everything else is asked.
+    pub forwarder: Arc<Forwarder>,
+}
+
+/// Serves DNS on the sockets of `server` until `shutdown` fires.
+///
+/// Only network interfaces that `directory` knows are answered. A name of the VPC is answered from `directory`; any
+/// other one is forwarded. What cannot be resolved is a `SERVFAIL`, what is not served a `REFUSED`.
+///
+/// # Errors
+/// When a socket cannot be taken over. Nothing that a guest sends ends the server.
+pub async fn serve_dns(
+    server: DnsServer,
+    directory: Arc<dyn Directory>,
+    shutdown: CancellationToken,
+) -> Result<(), ServeError> {
+    let resolver = Arc::new(Resolver {
+        zone: server.zone,
+        directory,
+        forwarder: server.forwarder,
+        queries: Quota::new(QUERIES_OF_ONE),
+        connections: Quota::new(CONNECTIONS_OF_ONE),
+    });
+    let mut loops = JoinSet::new();
+    for socket in server.udp {
+        let socket = LinkSocket::new(socket).map_err(ServeError::Socket)?;
+        loops.spawn(Arc::clone(&resolver).serve_udp(Arc::new(socket)));
+    }
+    for listener in server.tcp {
+        listener.set_nonblocking(true).map_err(ServeError::Socket)?;
+        let listener = TcpListener::from_std(listener).map_err(ServeError::Socket)?;
+        loops.spawn(Arc::clone(&resolver).serve_tcp(listener));
+    }
+    shutdown.cancelled().await;
+    loops.shutdown().await;
+    Ok(())
+}
+
+/// What to do with a message.
+#[derive(Debug)]
+enum Step {
+    /// It is no query.
+    Ignore,
+    /// Send this.
+    Answer(Message),
+    /// Ask the host's resolvers.
+    Forward(Message),
+}
+
+struct Resolver {
+    zone: Zone,
+    directory: Arc<dyn Directory>,
+    forwarder: Arc<Forwarder>,
+    queries: Arc<Quota>,
+    connections: Arc<Quota>,
+}
+
+impl Resolver {
+    async fn serve_udp(self: Arc<Self>, socket: Arc<LinkSocket>) {
+        let mut buffer = [0; MAX_DATAGRAM];
+        let mut forwarded = JoinSet::new();
+        loop {
+            let (length, origin) = socket.receive(&mut buffer).await;
+            while forwarded.try_join_next().is_some() {}
+            let guest = *origin.source.ip();
+            let answer = match self.step(&buffer[..length], guest) {
+                Step::Ignore => continue,
+                Step::Answer(answer) => encode(&answer),
+                Step::Forward(query) => {
+                    let Some(permit) = self.queries.acquire(guest) else {
+                        tracing::debug!(%guest, "too many queries under way");
+                        let refusal = encode(&reply(&query, ResponseCode::ServFail));
+                        send(&socket, &refusal, origin).await;
+                        continue;
+                    };
+                    let (this, socket, raw) =
+                        (Arc::clone(&self), Arc::clone(&socket), buffer[..length].to_vec());
+                    forwarded.spawn(async move {
+                        let _held = permit;
+                        let limit = query.edns.as_ref().map_or(0, Edns::max_payload);
+                        let answer = this.forward(&raw, &query, Transport::Udp).await;
+                        let answer = fit(answer, UDP_PAYLOAD.max(limit.into()), &query);
+                        send(&socket, &answer, origin).await;
+                    });
+                    continue;
+                }
+            };
+            send(&socket, &answer, origin).await;
+        }
+    }
+
+    async fn serve_tcp(self: Arc<Self>, listener: TcpListener) {
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let mut connections = JoinSet::new();
+        loop {
+            while connections.try_join_next().is_some() {}
+            let place = Arc::clone(&places).acquire_owned().await;
+            let (stream, peer) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::debug!(%error, "accepting failed");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                    continue;
+                }
+            };
+            let IpAddr::V4(guest) = peer.ip() else { continue };
+            let Some(permit) = self.connections.acquire(guest) else {
+                tracing::debug!(%guest, "too many connections to the resolver");
+                continue;
+            };
+            let this = Arc::clone(&self);
+            connections.spawn(async move {
+                let _held = (place, permit);
+                if let Err(error) = this.serve_connection(stream, guest).await {
+                    tracing::debug!(%guest, %error, "a connection to the resolver ended");
+                }
+            });
+        }
+    }
+
+    /// One query after the other, until the guest closes, falls silent or sends what is no query.
+    async fn serve_connection(&self, mut stream: TcpStream, guest: Ipv4Addr) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        loop {
+            let mut query = Vec::new();
+            timeout(IDLE, async {
+                let length = usize::from(stream.read_u16().await?);
+                if length > MAX_DATAGRAM {
+                    return Err(io::ErrorKind::InvalidData.into());
+                }
+                query.resize(length, 0);
+                stream.read_exact(&mut query).await
+            })
+            .await??;
+            let answer = match self.step(&query, guest) {
+                Step::Ignore => return Ok(()),
+                Step::Answer(answer) => encode(&answer),
+                Step::Forward(message) => self.forward(&query, &message, Transport::Tcp).await,
+            };
+            timeout(IDLE, stream.write_all(&frame(&answer))).await??;
+        }
+    }
+
+    /// What to do with a message of `guest`.
+    fn step(&self, datagram: &[u8], guest: Ipv4Addr) -> Step {
+        let Ok(header) = Header::from_bytes(datagram) else { return Step::Ignore };
+        if header.metadata.message_type == MessageType::Response {
+            return Step::Ignore;
+        }
+        let query = match Message::from_vec(datagram) {
+            Ok(query) => query,
+            Err(error) => {
+                tracing::debug!(%guest, %error, "malformed DNS query");
+                let (id, code) = (header.metadata.id, header.metadata.op_code);
+                return Step::Answer(Message::error_msg(id, code, ResponseCode::FormErr));
+            }
+        };
+        let refuse = |code| Step::Answer(reply(&query, code));
+        if query.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
+            return refuse(ResponseCode::BADVERS);
+        }
+        if query.metadata.op_code != OpCode::Query {
+            return refuse(ResponseCode::NotImp);
+        }
+        let [question] = &query.queries[..] else { return refuse(ResponseCode::FormErr) };
+        let transfer = matches!(question.query_type, RecordType::AXFR | RecordType::IXFR);
+        if self.directory.interface_at(guest).is_none() || question.query_class != DNSClass::IN || transfer {
+            return refuse(ResponseCode::Refused);
+        }
+        let mut answer = reply(&query, ResponseCode::NoError);
+        answer.metadata.authoritative = true;
+        match self.zone.find(&question.name, question.query_type, &*self.directory) {
+            Found::Elsewhere => return Step::Forward(query),
+            Found::Records(records) => answer.answers = records,
+            Found::NoData(soa) => answer.authorities = vec![soa],
+            Found::NoName(soa) => {
+                answer.authorities = vec![soa];
+                answer.metadata.response_code = ResponseCode::NXDomain;
+            }
+        }
+        Step::Answer(answer)
+    }
+
+    /// The encoded answer to a query, of the host's resolvers or, if they have none, a `SERVFAIL`.
+    async fn forward(&self, raw: &[u8], query: &Message, transport: Transport) -> Vec<u8> {
+        let answer = match query.queries.first() {
+            Some(question) => self.forwarder.forward(raw, question, transport).await,
+            None => return encode(&reply(query, ResponseCode::FormErr)),
+        };
+        answer.unwrap_or_else(|error| {
+            tracing::debug!(%error, "a query could not be forwarded");
+            encode(&reply(query, ResponseCode::ServFail))
+        })
+    }
+}
+
+/// An answer to `query` without records.
+fn reply(query: &Message, code: ResponseCode) -> Message {
+    let mut answer = Message::error_msg(query.metadata.id, query.metadata.op_code, code);
+    answer.metadata.recursion_desired = query.metadata.recursion_desired;
+    answer.metadata.recursion_available = true;
+    answer.metadata.checking_disabled = query.metadata.checking_disabled;
+    answer.queries.clone_from(&query.queries);
+    if query.edns.is_some() {
+        let mut edns = Edns::new();
+        edns.set_max_payload(EDNS_PAYLOAD);
+        edns.set_rcode_high(code.high());
+        answer.set_edns(edns);
+    }
+    answer
+}
+
+fn encode(answer: &Message) -> Vec<u8> {
+    answer.to_vec().unwrap_or_else(|error| {
+        tracing::error!(%error, "a DNS answer could not be encoded");
+        Message::error_msg(answer.metadata.id, answer.metadata.op_code, ResponseCode::ServFail)
+            .to_vec()
+            .unwrap_or_default()
+    })
+}
+
+/// An answer that fits into `limit` octets; one that does not becomes one that asks to come again by TCP.
+fn fit(answer: Vec<u8>, limit: usize, query: &Message) -> Vec<u8> {
+    if answer.len() <= limit {
+        return answer;
+    }
+    let mut truncated = reply(query, ResponseCode::NoError);
+    truncated.metadata.truncation = true;
+    encode(&truncated)
+}
+
+async fn send(socket: &LinkSocket, answer: &[u8], origin: crate::udp::Origin) {
+    if let Err(error) = socket.send(answer, origin.source, origin.local, origin.ifindex).await {
+        tracing::debug!(guest = %origin.source, %error, "a DNS answer could not be sent");
+    }
+}
+
+/// A message with its length before it, as it travels by TCP (RFC 1035, 4.2.2). A longer message than that can say is
+/// cut, and nobody takes it for whole.
+fn frame(message: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(message.len()).unwrap_or(u16::MAX);
+    [&length.to_be_bytes()[..], &message[..length.into()]].concat()
+}

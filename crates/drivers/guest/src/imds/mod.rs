@@ -1,0 +1,269 @@
+//! The instance metadata service: HTTP/1.1 on 169.254.169.254 (EC2 User Guide, "Use instance metadata to manage your EC2
+//! instance").
+
+mod token;
+mod tree;
+
+use std::convert::Infallible;
+use std::net::{IpAddr, Ipv4Addr, TcpListener as StdTcpListener};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use percent_encoding::percent_decode_str;
+use socket2::{SockRef, Socket};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use self::token::MAX_TTL;
+pub use self::token::TokenKey;
+use self::tree::{Content, LATEST};
+use crate::ServeError;
+use crate::quota::Quota;
+use crate::view::{Directory, Instance};
+
+const TOKEN: &str = "x-aws-ec2-metadata-token";
+const TOKEN_TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
+
+/// Connections under way at once: of all guests, and of one.
+const CONNECTIONS: usize = 512;
+const CONNECTIONS_OF_ONE: usize = 32;
+
+/// Time for a request's head to arrive, and for the whole exchange.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Largest head and largest body of a request, in octets; no request of this service needs a body.
+const MAX_HEAD: usize = 16 * 1024;
+const MAX_BODY: usize = 16 * 1024;
+
+/// How long to wait when no connection can be accepted for want of file descriptors or memory.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Serves instance metadata on `listener` until `shutdown` fires.
+///
+/// `listener` listens on 169.254.169.254:80 in the VPC's namespace. The instance is known by the address that the
+/// request comes from. `key` seals the session tokens.
+///
+/// Every connection carries one request, as with AWS. That also bounds what leaves with a lowered time to live: the
+/// answer to a token's `PUT` has the instance's hop limit, and nothing else travels on that connection.
+///
+/// # Errors
+/// When the listener cannot be taken over. Nothing that a guest sends ends the server.
+pub async fn serve_imds(
+    listener: StdTcpListener,
+    directory: Arc<dyn Directory>,
+    key: TokenKey,
+    shutdown: CancellationToken,
+) -> Result<(), ServeError> {
+    listener.set_nonblocking(true).map_err(ServeError::Socket)?;
+    let listener = TcpListener::from_std(listener).map_err(ServeError::Socket)?;
+    let service = Arc::new(Imds { directory, key });
+    let accept = async {
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let quota = Quota::new(CONNECTIONS_OF_ONE);
+        let mut connections = JoinSet::new();
+        loop {
+            while connections.try_join_next().is_some() {}
+            let place = Arc::clone(&places).acquire_owned().await;
+            let (stream, peer) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::debug!(%error, "accepting failed");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                    continue;
+                }
+            };
+            let IpAddr::V4(peer) = peer.ip() else { continue };
+            let Some(permit) = quota.acquire(peer) else {
+                tracing::debug!(%peer, "too many connections to the metadata service");
+                continue;
+            };
+            let service = Arc::clone(&service);
+            connections.spawn(async move {
+                let _held = (place, permit);
+                if timeout(EXCHANGE_TIMEOUT, service.serve(stream, peer)).await.is_err() {
+                    tracing::debug!(%peer, "a metadata request took too long");
+                }
+            });
+        }
+    };
+    tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        never = accept => never,
+    }
+}
+
+struct Imds {
+    directory: Arc<dyn Directory>,
+    key: TokenKey,
+}
+
+impl Imds {
+    /// One request and its answer.
+    async fn serve(&self, stream: TcpStream, peer: Ipv4Addr) {
+        // A second handle of the socket, since the connection keeps the first: the hop limit is known only once the
+        // request is read.
+        let socket = match SockRef::from(&stream).try_clone() {
+            Ok(socket) => socket,
+            Err(error) => return tracing::warn!(%peer, %error, "no file descriptor for a metadata request"),
+        };
+        let socket = &socket;
+        let answer = service_fn(|request: Request<Incoming>| async move {
+            Ok::<_, Infallible>(self.answer(request, peer, socket).await)
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_buf_size(MAX_HEAD)
+            .keep_alive(false)
+            .serve_connection(TokioIo::new(stream), answer);
+        if let Err(error) = connection.await {
+            tracing::debug!(%peer, %error, "a metadata connection failed");
+        }
+    }
+
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        peer: Ipv4Addr,
+        socket: &Socket,
+    ) -> Response<Full<Bytes>> {
+        let (head, body) = request.into_parts();
+        // Read to its end, or closing the connection would reset it before the answer is read.
+        if Limited::new(body, MAX_BODY).collect().await.is_err() {
+            return error(StatusCode::BAD_REQUEST);
+        }
+        let Some(instance) = self.directory.instance_at(peer) else {
+            tracing::debug!(%peer, "metadata request from an unknown address");
+            return error(StatusCode::SERVICE_UNAVAILABLE);
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let response = respond(&head.method, head.uri.path(), &head.headers, &instance, &self.key, now);
+        if head.method == Method::PUT {
+            let hop_limit = instance.metadata_options.hop_limit.max(1);
+            if let Err(error_) = socket.set_ttl_v4(hop_limit.into()) {
+                tracing::warn!(instance = instance.id, error = %error_, "the hop limit could not be set");
+                return error(StatusCode::SERVICE_UNAVAILABLE);
+            }
+        }
+        response
+    }
+}
+
+/// The answer to a request of `instance` at `now` (seconds since 1970).
+fn respond(
+    method: &Method,
+    path: &str,
+    headers: &HeaderMap,
+    instance: &Instance,
+    key: &TokenKey,
+    now: u64,
+) -> Response<Full<Bytes>> {
+    if !instance.metadata_options.http_endpoint {
+        return error(StatusCode::FORBIDDEN);
+    }
+    let segments: Result<Vec<_>, _> = path
+        .split('/')
+        .filter(|segment| !segment.is_empty())
+        .map(|segment| percent_decode_str(segment).decode_utf8())
+        .collect();
+    let Ok(segments) = segments else { return error(StatusCode::BAD_REQUEST) };
+    let token_version = match &segments[..] {
+        [version, api, token] if api == "api" && token == "token" => Some(version.as_ref()),
+        _ => None,
+    };
+    match (method, token_version) {
+        (&Method::PUT, Some(LATEST)) => give_token(headers, instance, key, now),
+        (&Method::PUT, Some(_)) => error(StatusCode::FORBIDDEN),
+        (&Method::GET | &Method::HEAD, None) => get(&segments, headers, instance, key, now),
+        (_, token_version) => {
+            let allow = if token_version.is_some() { "PUT" } else { "GET, HEAD" };
+            let mut response = error(StatusCode::METHOD_NOT_ALLOWED);
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
+            response
+        }
+    }
+}
+
+/// A session token.
+fn give_token(headers: &HeaderMap, instance: &Instance, key: &TokenKey, now: u64) -> Response<Full<Bytes>> {
+    // A proxy must not hand tokens on.
+    if headers.contains_key("x-forwarded-for") {
+        return error(StatusCode::FORBIDDEN);
+    }
+    let ttl = headers.get(TOKEN_TTL).and_then(|ttl| ttl.to_str().ok()?.trim().parse().ok());
+    let Some(ttl) = ttl.filter(|ttl| (1..=MAX_TTL).contains(ttl)) else {
+        return error(StatusCode::BAD_REQUEST);
+    };
+    let token = key.seal(&instance.id, ttl, now);
+    let mut response = page(StatusCode::OK, "text/plain", token.into());
+    response.headers_mut().insert(TOKEN_TTL, ttl.into());
+    response
+}
+
+/// Metadata, dynamic data or user data.
+fn get(
+    segments: &[impl AsRef<str>],
+    headers: &HeaderMap,
+    instance: &Instance,
+    key: &TokenKey,
+    now: u64,
+) -> Response<Full<Bytes>> {
+    let left = match headers.get(TOKEN) {
+        Some(token) => match key.open(token.as_bytes(), &instance.id, now) {
+            Some(left) => Some(left),
+            None => return error(StatusCode::UNAUTHORIZED),
+        },
+        None if instance.metadata_options.http_tokens_required => return error(StatusCode::UNAUTHORIZED),
+        None => None,
+    };
+    let mut response = match tree::lookup(instance, segments) {
+        Some(Content::Text(text)) => page(StatusCode::OK, "text/plain", text),
+        Some(Content::Data(data)) => page(StatusCode::OK, "application/octet-stream", data),
+        None => error(StatusCode::NOT_FOUND),
+    };
+    if let Some(left) = left {
+        response.headers_mut().insert(TOKEN_TTL, left.into());
+    }
+    response
+}
+
+/// An error, as the page that AWS shows for it.
+fn error(status: StatusCode) -> Response<Full<Bytes>> {
+    let title = format!("{} - {}", status.as_u16(), status.canonical_reason().unwrap_or_default());
+    let body = format!(
+        r#"<?xml version="1.0" encoding="iso-8859-1"?>
+<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Transitional//EN"
+	"http://www.w3.org/TR/xhtml1/DTD/xhtml1-transitional.dtd">
+<html xmlns="http://www.w3.org/1999/xhtml" xml:lang="en" lang="en">
+ <head>
+  <title>{title}</title>
+ </head>
+ <body>
+  <h1>{title}</h1>
+ </body>
+</html>
+"#
+    );
+    page(status, "text/html", body.into())
+}
+
+fn page(status: StatusCode, content_type: &'static str, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("none"));
+    headers.insert(header::SERVER, HeaderValue::from_static("EC2ws"));
+    response
+}
