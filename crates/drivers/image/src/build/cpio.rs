@@ -5,6 +5,7 @@ use std::io::{self, Write};
 
 const DIRECTORY: u32 = 0o040_000;
 const REGULAR: u32 = 0o100_000;
+const LINK: u32 = 0o120_000;
 
 /// Writes an archive. Everything in it belongs to root and is dated 1970, so that equal content gives equal bytes.
 pub(crate) struct Archive<W: Write> {
@@ -27,6 +28,11 @@ impl<W: Write> Archive<W> {
         self.member(name, REGULAR | permissions, content)
     }
 
+    /// Adds a symbolic link; its directory must have been added before.
+    pub fn link(&mut self, name: &str, target: &str) -> io::Result<()> {
+        self.member(name, LINK | 0o777, target.as_bytes())
+    }
+
     /// Ends the archive and returns what it was written to.
     pub fn finish(mut self) -> io::Result<W> {
         self.inode = 0;
@@ -39,7 +45,7 @@ impl<W: Write> Archive<W> {
         let too_long = |_| io::Error::new(io::ErrorKind::FileTooLarge, "a cpio member has at most 4 GiB");
         let size = u32::try_from(content.len()).map_err(too_long)?;
         let name_size = u32::try_from(name.len() + 1).map_err(too_long)?;
-        let links = if mode & DIRECTORY != 0 { 2 } else { 1 };
+        let links = if mode >> 12 == DIRECTORY >> 12 { 2 } else { 1 };
         // magic, then inode, mode, owner, group, links, time, size, device and node numbers (2 each), name size, checksum
         let fields = [self.inode, mode, 0, 0, links, 0, size, 0, 0, 0, 0, name_size, 0];
         write!(self.out, "070701")?;

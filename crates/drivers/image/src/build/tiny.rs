@@ -53,6 +53,9 @@ const FILES: &[(&str, u32, &str)] = &[
     ("etc/hosts", 0o644, "127.0.0.1 localhost\n"),
     ("etc/os-release", 0o644, include_str!("../../guest/tiny/os-release")),
     ("etc/acpi/PWRF/00000080", 0o755, include_str!("../../guest/tiny/power-button")),
+    ("usr/sbin/halt", 0o755, HALT),
+    ("usr/sbin/poweroff", 0o755, HALT),
+    ("usr/sbin/reboot", 0o755, HALT),
     ("usr/lib/haar/boot", 0o755, include_str!("../../guest/tiny/boot")),
     ("usr/lib/haar/hotplug", 0o755, include_str!("../../guest/tiny/hotplug")),
     ("usr/lib/haar/instance", 0o644, include_str!("../../guest/tiny/instance")),
@@ -62,7 +65,11 @@ const FILES: &[(&str, u32, &str)] = &[
     ("usr/lib/haar/user-data", 0o755, include_str!("../../guest/tiny/user-data")),
 ];
 
-/// The first process of the guest.
+/// Every way to end the guest.
+const HALT: &str = include_str!("../../guest/tiny/halt");
+
+/// The first process of the guest, and the programs that it calls.
+const INIT_APPLETS: &[&str] = &["dd", "insmod", "mount", "poweroff", "sleep", "switch_root"];
 const INIT: &str = include_str!("../../guest/tiny/initramfs-init");
 
 /// Makes the files of the image; returns the packages that went in.
@@ -112,6 +119,9 @@ fn write_initrd(path: &Path, busybox: &Path, module_tree: &Path) -> Result<()> {
         }
         archive.file("init", 0o755, INIT.as_bytes())?;
         archive.file("bin/busybox", 0o755, &busybox)?;
+        for applet in INIT_APPLETS {
+            archive.link(&format!("bin/{applet}"), "busybox")?;
+        }
         archive.file("modules/order", 0o644, order.as_bytes())?;
         for module in &modules {
             archive.file(&format!("modules/{}.ko", module.name), 0o644, &module.content)?;
@@ -144,6 +154,9 @@ fn make_tree(tree: &Path, unpacked: &Path, busybox: &Path) -> Result<()> {
         fs::write(&path, content).map_err(Error::io("write", &path))?;
         fs::set_permissions(&path, Permissions::from_mode(*mode)).map_err(Error::io("protect", &path))?;
     }
+    // The file system is as large as the disk: the first boot has nothing to grow, unless the volume is larger.
+    let sectors = tree.join("var/lib/haar/disk-sectors");
+    fs::write(&sectors, format!("{}\n", DISK_SIZE / 512)).map_err(Error::io("write", &sectors))?;
 
     install(busybox, &tree.join("usr/bin/busybox"))?;
     let applets = tool::run(tool::command(&busybox.to_string_lossy()).arg("--list-full"), "busybox-static")?;

@@ -87,7 +87,8 @@ impl Lab {
         let (dhcp, http) = lab.inside(|| {
             let dhcp = UdpSocket::bind(("0.0.0.0", 67)).unwrap();
             dhcp.set_broadcast(true).unwrap();
-            nix::sys::socket::setsockopt(&dhcp, nix::sys::socket::sockopt::BindToDevice, &"br0".into()).unwrap();
+            nix::sys::socket::setsockopt(&dhcp, nix::sys::socket::sockopt::BindToDevice, &"br0".into())
+                .unwrap();
             (dhcp, TcpListener::bind(("169.254.169.254", 80)).unwrap())
         });
         lab.servers.push(std::thread::spawn(move || serve_dhcp(&dhcp, &leases, &stop)));
@@ -233,7 +234,9 @@ impl Guest {
         let mut arguments = |text: String| {
             command.args(text.split(' '));
         };
-        arguments("-nodefaults -no-user-config -display none -machine q35,accel=tcg -cpu max -no-reboot".into());
+        arguments(
+            "-nodefaults -no-user-config -display none -machine q35,accel=tcg -cpu max -no-reboot".into(),
+        );
         arguments(format!("-smp {} -m {}", start.vcpus, start.memory));
         for port in 1..=4 + start.addresses.len() {
             arguments(format!("-device pcie-root-port,id=rp{port},chassis={port},bus=pcie.0"));
@@ -251,7 +254,11 @@ impl Guest {
             arguments(format!("-netdev tap,id=n{index},ifname={tap},script=no,downscript=no"));
             arguments(format!("-device virtio-net-pci,netdev=n{index},mac={mac},bus=rp{}", index + 3));
         }
-        arguments(format!("-serial file:{} -qmp unix:{},server=on,wait=off", console.display(), qmp.display()));
+        arguments(format!(
+            "-serial file:{} -qmp unix:{},server=on,wait=off",
+            console.display(),
+            qmp.display()
+        ));
         arguments("-smbios type=1,manufacturer=Amazon\u{a0}EC2".replace('\u{a0}', "-"));
         if !start.instance_id.is_empty() {
             arguments(format!("-smbios type=2,asset={}", start.instance_id));
@@ -400,7 +407,8 @@ fn serve_metadata(listener: &TcpListener, metadata: &Mutex<Metadata>, stop: &Ato
                 None => (404, b"Not Found".to_vec()),
             }
         };
-        let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+        let head =
+            format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
         let _ = stream.write_all(&[head.as_bytes(), &body].concat());
     }
 }
