@@ -1,1 +1,333 @@
-//! Disks of machines: copy-on-write overlays and empty volumes.
+//! Disks of machines: copy-on-write overlays on images, and empty volumes.
+//!
+//! A volume is one qcow2 file, `<dir>/<volume id>.qcow2`, of which only what was written takes room. It appears whole
+//! or not at all, and is on stable storage once it is made. Everything is idempotent: making a volume that exists, as
+//! asked, and removing one that does not, succeed.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::process::Command;
+
+mod qcow2;
+
+/// The format of an image that volumes are made from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// QEMU's copy-on-write format.
+    Qcow2,
+    /// The disk, byte for byte.
+    Raw,
+}
+
+impl Format {
+    /// QEMU's name of it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Format::Qcow2 => "qcow2",
+            Format::Raw => "raw",
+        }
+    }
+}
+
+/// A volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// Its file, in qcow2.
+    pub path: PathBuf,
+    /// The size of the disk that a guest sees, in bytes.
+    pub size: u64,
+    /// The image that it overlays.
+    pub backing: Option<PathBuf>,
+    /// How much room it takes on the host, in bytes, without the image.
+    pub allocated: u64,
+}
+
+/// An error of the volume driver. Its text is fit for a volume's state reason.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The id is not one.
+    #[error("invalid volume id {0:?}")]
+    InvalidId(String),
+    /// The size is zero, no multiple of 512, or beyond 64 TiB.
+    #[error("invalid volume size: {0} bytes")]
+    InvalidSize(u64),
+    /// The volume is to be smaller than its image.
+    #[error("the volume is to have {size} bytes, less than the {image} of its image")]
+    SmallerThanImage {
+        /// The size asked for, in bytes.
+        size: u64,
+        /// The size of the image, in bytes.
+        image: u64,
+    },
+    /// The image is missing or is not what it should be.
+    #[error("the image {} cannot be used: {reason}", path.display())]
+    BadImage {
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A volume of this id exists, with another size or on another image.
+    #[error("the volume {0} exists with another size or image")]
+    Conflict(String),
+    /// There is no such volume.
+    #[error("there is no volume {0}")]
+    NotFound(String),
+    /// The host's storage is full.
+    #[error("no space left for volumes in {}", .0.display())]
+    NoSpace(PathBuf),
+    /// The program `qemu-img` is not installed.
+    #[error("qemu-img not found: install the package qemu-utils")]
+    ToolMissing,
+    /// `qemu-img` failed.
+    #[error("qemu-img failed: {0}")]
+    Tool(String),
+    /// An operation on the host failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was attempted, with the path.
+        what: String,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
+/// The largest volume that EC2 offers (`io2`), in bytes.
+const MAX_SIZE: u64 = 64 << 40;
+
+/// Prefix of a file that is being made.
+const TEMPORARY: &str = ".new-";
+
+const SUFFIX: &str = ".qcow2";
+
+/// Makes, lists and removes volumes in one folder.
+#[derive(Clone, Debug)]
+pub struct Driver {
+    dir: PathBuf,
+}
+
+impl Driver {
+    /// Opens a folder of volumes, and makes it if its parent exists. One driver works in a folder at a time: it
+    /// removes what another left half-made.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn new(dir: impl Into<PathBuf>) -> Result<Driver, Error> {
+        let dir = dir.into();
+        match fs::create_dir(&dir) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(at("make", &dir)(error)),
+            _ => {}
+        }
+        // QEMU finds the volumes whatever its own folder is.
+        let dir = fs::canonicalize(&dir).map_err(at("open", &dir))?;
+        let driver = Driver { dir };
+        for name in driver.names()? {
+            if name.as_encoded_bytes().starts_with(TEMPORARY.as_bytes()) {
+                let path = driver.dir.join(name);
+                fs::remove_file(&path).map_err(at("remove", &path))?;
+            }
+        }
+        Ok(driver)
+    }
+
+    /// Makes a volume that begins as an image and keeps only what differs from it. It grows the image's disk to
+    /// `size` bytes; the image must not change while the volume exists.
+    ///
+    /// # Errors
+    /// [`Error::SmallerThanImage`], [`Error::BadImage`], [`Error::Conflict`], [`Error::NoSpace`], and the others.
+    pub async fn create_overlay(
+        &self,
+        id: &str,
+        image: &Path,
+        format: Format,
+        size: u64,
+    ) -> Result<Volume, Error> {
+        let bad = |reason: String| Error::BadImage { path: image.to_owned(), reason };
+        // QEMU looks for a relative name beside the volume.
+        let image = fs::canonicalize(image).map_err(|error| bad(error.to_string()))?;
+        let disk_size = disk_size(&image, format).map_err(|error| bad(error.to_string()))?;
+        if size < disk_size {
+            return Err(Error::SmallerThanImage { size, image: disk_size });
+        }
+        self.create(id, size, Some((&image, format))).await
+    }
+
+    /// Makes a volume of zeros of `size` bytes.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSize`], [`Error::Conflict`], [`Error::NoSpace`], and the others.
+    pub async fn create_empty(&self, id: &str, size: u64) -> Result<Volume, Error> {
+        self.create(id, size, None).await
+    }
+
+    async fn create(&self, id: &str, size: u64, image: Option<(&Path, Format)>) -> Result<Volume, Error> {
+        let path = self.path(id)?;
+        if size == 0 || size % 512 != 0 || size > MAX_SIZE {
+            return Err(Error::InvalidSize(size));
+        }
+        if let Some(volume) = self.info(id)? {
+            let same = volume.size == size && volume.backing.as_deref() == image.map(|(path, _)| path);
+            return if same { Ok(volume) } else { Err(Error::Conflict(id.to_owned())) };
+        }
+        let new = self.temporary(id);
+        let made = match self.make(&new, size, image).await {
+            Ok(()) => self.publish(&new, &path),
+            Err(error) => Err(error),
+        };
+        // If it stays, it has a name that the next driver removes.
+        let _ = fs::remove_file(&new);
+        made.map_err(|error| self.told_space(error))?;
+        self.info(id)?.ok_or_else(|| Error::NotFound(id.to_owned()))
+    }
+
+    /// Gives a finished file its name, unless another has it: that may be in use already.
+    fn publish(&self, new: &Path, path: &Path) -> Result<(), Error> {
+        // The file before its name, the name before the answer.
+        sync(new)?;
+        match fs::hard_link(new, path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            result => result.map_err(at("make", path))?,
+        }
+        sync(&self.dir)
+    }
+
+    /// Runs `qemu-img create`.
+    async fn make(&self, path: &Path, size: u64, image: Option<(&Path, Format)>) -> Result<(), Error> {
+        let mut command = Command::new("qemu-img");
+        command.args(["create", "-q", "-f", "qcow2"]);
+        if let Some((image, format)) = image {
+            // The image was looked at; QEMU need not.
+            command.args(["-u", "-F", format.as_str(), "-b"]).arg(image);
+        }
+        command.arg(path).arg(size.to_string()).stdin(Stdio::null()).kill_on_drop(true);
+        // Its errors are told apart by their text.
+        command.env("LC_ALL", "C");
+        let output = command.output().await.map_err(|error| match error.kind() {
+            ErrorKind::NotFound => Error::ToolMissing,
+            _ => at("run", Path::new("qemu-img"))(error),
+        })?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(Error::Tool(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    }
+
+    /// Removes a volume. The machine that uses it must have ended. That there is none is no error.
+    ///
+    /// # Errors
+    /// [`Error::InvalidId`], [`Error::Io`].
+    pub fn remove(&self, id: &str) -> Result<(), Error> {
+        let path = self.path(id)?;
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            result => result.map_err(at("remove", &path)),
+        }
+    }
+
+    /// The ids of all volumes.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn list(&self) -> Result<Vec<String>, Error> {
+        let id = |name: OsString| {
+            let id = name.to_str()?.strip_suffix(SUFFIX)?;
+            valid_id(id).then(|| id.to_owned())
+        };
+        let mut ids: Vec<String> = self.names()?.into_iter().filter_map(id).collect();
+        ids.sort_unstable();
+        Ok(ids)
+    }
+
+    /// What a volume is; works while a guest uses it.
+    ///
+    /// # Errors
+    /// [`Error::BadImage`] if its file is spoilt, [`Error::InvalidId`], [`Error::Io`].
+    pub fn info(&self, id: &str) -> Result<Option<Volume>, Error> {
+        let path = self.path(id)?;
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(at("open", &path)(error)),
+        };
+        let allocated = file.metadata().map_err(at("stat", &path))?.blocks() * 512;
+        match qcow2::Header::read(&file) {
+            Ok(header) => Ok(Some(Volume { path, size: header.size, backing: header.backing, allocated })),
+            Err(error) => Err(Error::BadImage { path, reason: error.to_string() }),
+        }
+    }
+
+    /// Where a volume's file is, or would be.
+    ///
+    /// # Errors
+    /// [`Error::InvalidId`] if the id is not 1 to 64 lower-case letters, digits and dashes.
+    pub fn path(&self, id: &str) -> Result<PathBuf, Error> {
+        if valid_id(id) {
+            Ok(self.dir.join(format!("{id}{SUFFIX}")))
+        } else {
+            Err(Error::InvalidId(id.chars().take(80).collect()))
+        }
+    }
+
+    /// A name that no other attempt uses.
+    fn temporary(&self, id: &str) -> PathBuf {
+        static ATTEMPTS: AtomicU64 = AtomicU64::new(0);
+        let attempt = ATTEMPTS.fetch_add(1, Ordering::Relaxed);
+        self.dir.join(format!("{TEMPORARY}{id}-{}-{attempt}", std::process::id()))
+    }
+
+    fn names(&self) -> Result<Vec<OsString>, Error> {
+        let entries = fs::read_dir(&self.dir).map_err(at("list", &self.dir))?;
+        entries.map(|entry| Ok(entry.map_err(at("list", &self.dir))?.file_name())).collect()
+    }
+
+    /// Calls a full disk by its name.
+    fn told_space(&self, error: Error) -> Error {
+        let full = match &error {
+            Error::Tool(text) => {
+                text.contains("No space left on device") || text.contains("Disk quota exceeded")
+            }
+            Error::Io { source, .. } => {
+                matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+            }
+            _ => false,
+        };
+        if full { Error::NoSpace(self.dir.clone()) } else { error }
+    }
+}
+
+/// The size of an image's disk in bytes.
+fn disk_size(image: &Path, format: Format) -> io::Result<u64> {
+    let file = File::open(image)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::new(ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    match format {
+        Format::Qcow2 => Ok(qcow2::Header::read(&file)?.size),
+        // QEMU shows a guest whole sectors.
+        Format::Raw => Ok(metadata.len().next_multiple_of(512)),
+    }
+}
+
+/// Puts a file or folder on stable storage.
+fn sync(path: &Path) -> Result<(), Error> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(at("sync", path))
+}
+
+fn valid_id(id: &str) -> bool {
+    (1..=64).contains(&id.len())
+        && id.starts_with(|c: char| c.is_ascii_lowercase())
+        && id.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+}
+
+fn at(verb: &str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let what = format!("cannot {verb} {}", path.display());
+    move |source| Error::Io { what, source }
+}

@@ -1,0 +1,241 @@
+//! QEMU's command line.
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::probe::Accel;
+use crate::{Boot, Disk, Error, Nic, Spec};
+
+/// File descriptors that the QEMU process inherits.
+pub(crate) struct Inherited {
+    /// The listening socket of the monitor.
+    pub qmp: RawFd,
+    /// The listening socket of the serial console.
+    pub console: RawFd,
+    /// The taps, in the order of [`Spec::nics`].
+    pub taps: Vec<RawFd>,
+}
+
+/// The size of TCG's cache of translated code in MiB. QEMU's own default is 1 GiB a machine, which would dwarf
+/// small instances; Linux with systemd fills about a hundred.
+pub(crate) const TCG_CACHE_MIB: u64 = 256;
+
+/// The command line, without the program's name.
+///
+/// Options stay within what QEMU 7.2 (Debian 12) knows.
+pub(crate) fn args(spec: &Spec, accel: Accel, fds: &Inherited) -> Result<Vec<OsString>, Error> {
+    let mut args = Args(Vec::new());
+    args.add("-name", format!("haar-{},debug-threads=on", spec.id));
+    args.flag("-no-user-config");
+    args.flag("-nodefaults");
+    args.add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+    args.add("-msg", "timestamp=on");
+    // A guest that powers off or panics leaves QEMU paused, to be read by whoever comes next.
+    args.add("-action", "shutdown=pause,panic=pause,reboot=reset");
+
+    let mut machine = "q35,usb=off,vmport=off,dump-guest-core=off".to_owned();
+    if let Boot::Uefi { code, vars } = &spec.boot {
+        args.json("-blockdev", &pflash("uefi-code", code, true)?);
+        args.json("-blockdev", &pflash("uefi-vars", vars, false)?);
+        machine.push_str(",pflash0=uefi-code,pflash1=uefi-vars");
+    }
+    args.add("-machine", machine);
+    args.add("-accel", accel.option());
+    args.add("-cpu", accel.cpu());
+    args.add("-smp", format!("cpus={n},maxcpus={n},sockets=1,cores={n},threads=1", n = spec.vcpus));
+    args.add("-m", format!("size={}M", spec.memory_mib));
+    args.add("-rtc", "base=utc");
+    args.add("-display", "none");
+    args.add("-vga", "none");
+    args.add("-boot", "strict=on");
+    smbios(&mut args, spec);
+
+    args.add("-chardev", format!("socket,id=qmp,fd={},server=on,wait=off", fds.qmp));
+    args.add("-mon", "chardev=qmp,mode=control");
+    let log = escaped(utf8(&spec.console_log)?);
+    args.add(
+        "-chardev",
+        format!("socket,id=console,fd={},server=on,wait=off,logfile={log},logappend=on", fds.console),
+    );
+    args.add("-serial", "chardev:console");
+
+    args.add("-object", "rng-builtin,id=rng");
+    args.json("-device", &json!({ "driver": "virtio-rng-pci", "rng": "rng", "bus": "pcie.0" }));
+    args.json("-device", &json!({ "driver": "pvpanic-pci", "bus": "pcie.0" }));
+
+    if let Boot::Kernel { kernel, initrd, cmdline } = &spec.boot {
+        args.add("-kernel", kernel);
+        if let Some(initrd) = initrd {
+            args.add("-initrd", initrd);
+        }
+        args.add("-append", cmdline);
+    }
+
+    let devices = spec.disks.len() + spec.nics.len();
+    root_ports(&mut args, devices + usize::from(spec.hotplug_slots));
+    let mut port = 0..;
+    for (order, disk) in spec.disks.iter().enumerate() {
+        attach_disk(&mut args, disk, order, port.next().unwrap_or_default())?;
+    }
+    for (nic, fd) in spec.nics.iter().zip(&fds.taps) {
+        attach_nic(&mut args, nic, *fd, port.next().unwrap_or_default());
+    }
+    Ok(args.0)
+}
+
+struct Args(Vec<OsString>);
+
+impl Args {
+    fn flag(&mut self, name: &str) {
+        self.0.push(name.into());
+    }
+
+    fn add(&mut self, name: &str, value: impl Into<OsString>) {
+        self.flag(name);
+        self.0.push(value.into());
+    }
+
+    fn json(&mut self, name: &str, value: &Value) {
+        self.add(name, value.to_string());
+    }
+}
+
+/// What the guest reads as its hardware: cloud-init's `ds-identify` and the AWS agents know EC2 by it
+/// (EC2 User Guide, "Detect whether a host is an EC2 instance").
+fn smbios(args: &mut Args, spec: &Spec) {
+    let uuid = system_uuid(&spec.id);
+    let product = escaped(&spec.instance_type);
+    args.add("-smbios", "type=0,vendor=Amazon EC2,version=1.0");
+    args.add(
+        "-smbios",
+        format!("type=1,manufacturer=Amazon EC2,product={product},version=1.0,serial={uuid},uuid={uuid}"),
+    );
+    args.add("-smbios", format!("type=2,manufacturer=Amazon EC2,asset={}", spec.id));
+    args.add("-smbios", "type=3,manufacturer=Amazon EC2,asset=Amazon EC2");
+}
+
+/// The UUID of an instance's system: `ec2`, then a hash of its id, in the form of RFC 9562's version 8.
+pub(crate) fn system_uuid(id: &str) -> String {
+    let digest = Sha256::digest(id.as_bytes());
+    let mut bytes = [0u8; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    bytes[0] = 0xec;
+    bytes[1] = 0x20 | bytes[1] & 0x0f;
+    bytes[6] = 0x80 | bytes[6] & 0x0f;
+    bytes[8] = 0x80 | bytes[8] & 0x3f;
+    let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}
+
+/// Root ports, eight to a slot of the root bus, each with room for one device.
+fn root_ports(args: &mut Args, count: usize) {
+    for port in 0..count {
+        // Slots 0x1f (chipset) and those given to devices above are taken; ports begin at 0x10.
+        args.json(
+            "-device",
+            &json!({
+                "driver": "pcie-root-port",
+                "id": port_id(port),
+                "bus": "pcie.0",
+                "chassis": port + 1,
+                "addr": format!("{:x}.{:x}", 0x10 + port / 8, port % 8),
+                "multifunction": port % 8 == 0,
+            }),
+        );
+    }
+}
+
+fn port_id(port: usize) -> String {
+    format!("port{port}")
+}
+
+fn attach_disk(args: &mut Args, disk: &Disk, order: usize, port: usize) -> Result<(), Error> {
+    let file = json!({
+        "driver": "file",
+        "filename": utf8(&disk.path)?,
+        "read-only": disk.read_only,
+        "discard": "unmap",
+        "aio": "threads",
+        // An image that another process holds open for writing is refused.
+        "locking": "on",
+    });
+    let mut node = json!({
+        "driver": disk.format.as_str(),
+        "read-only": disk.read_only,
+        "discard": "unmap",
+        "file": file,
+    });
+    if disk.limits.iops != 0 || disk.limits.bytes_per_second != 0 {
+        let group = format!("throttle-{}", disk.id);
+        args.json(
+            "-object",
+            &json!({
+                "qom-type": "throttle-group",
+                "id": group,
+                "limits": { "iops-total": disk.limits.iops, "bps-total": disk.limits.bytes_per_second },
+            }),
+        );
+        node = json!({ "driver": "throttle", "throttle-group": group, "file": node });
+    }
+    node["node-name"] = disk.id.as_str().into();
+    args.json("-blockdev", &node);
+    args.json(
+        "-device",
+        &json!({
+            "driver": "virtio-blk-pci",
+            "id": format!("d-{}", disk.id),
+            "drive": disk.id,
+            "bus": port_id(port),
+            "serial": disk.id.replacen('-', "", 1),
+            "bootindex": order,
+            // A full host pauses the guest; other errors are the guest's to handle.
+            "werror": "enospc",
+            "rerror": "report",
+        }),
+    );
+    Ok(())
+}
+
+fn attach_nic(args: &mut Args, nic: &Nic, fd: RawFd, port: usize) {
+    args.add("-netdev", format!("tap,id={},fd={fd}", nic.id));
+    let mac: Vec<String> = nic.mac.iter().map(|b| format!("{b:02x}")).collect();
+    args.json(
+        "-device",
+        &json!({
+            "driver": "virtio-net-pci",
+            "id": format!("d-{}", nic.id),
+            "netdev": nic.id,
+            "bus": port_id(port),
+            "mac": mac.join(":"),
+            "host_mtu": nic.mtu,
+            // No network boot: EC2 has none, and the option ROM costs time.
+            "romfile": "",
+        }),
+    );
+}
+
+fn pflash(node: &str, path: &Path, read_only: bool) -> Result<Value, Error> {
+    Ok(json!({
+        "driver": "raw",
+        "node-name": node,
+        "read-only": read_only,
+        "file": { "driver": "file", "filename": utf8(path)?, "read-only": read_only },
+    }))
+}
+
+/// QEMU's `key=value` options take a comma doubled.
+fn escaped(value: &str) -> String {
+    value.replace(',', ",,")
+}
+
+/// QEMU's JSON options take only text.
+fn utf8(path: &Path) -> Result<&str, Error> {
+    path.to_str().ok_or_else(|| Error::InvalidSpec {
+        id: String::new(),
+        reason: format!("the path {} is not UTF-8", path.display()),
+    })
+}

@@ -1,0 +1,289 @@
+//! The control group of a machine: its share of the host's processors, memory and processes.
+//!
+//! Version 2 is one tree; version 1 has a tree for each controller, or several. A controller that the host does not
+//! offer is done without, and said so when the driver starts.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::Error;
+
+/// A part of the kernel that holds a machine to its limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Controller {
+    /// Processor time.
+    Cpu,
+    /// Memory.
+    Memory,
+    /// The number of processes and threads.
+    Pids,
+}
+
+impl Controller {
+    const ALL: [Controller; 3] = [Controller::Cpu, Controller::Memory, Controller::Pids];
+
+    /// The kernel's name of it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Controller::Cpu => "cpu",
+            Controller::Memory => "memory",
+            Controller::Pids => "pids",
+        }
+    }
+}
+
+/// What a machine's process may use.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Processor time a second, in thousandths of a processor.
+    pub cpu_millis: u64,
+    /// Its weight against other machines: the number of its vCPUs.
+    pub cpu_weight: u64,
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+    /// Processes and threads.
+    pub pids: u64,
+}
+
+/// Where the host's control groups are.
+#[derive(Clone, Debug)]
+pub(crate) struct Cgroups {
+    /// The name of the group that holds the machines' groups.
+    parent: String,
+    /// The trees in which a machine gets a group.
+    trees: Vec<Tree>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Tree {
+    mount: PathBuf,
+    version: Version,
+    /// The controllers that hold in this tree. There may be none: systemd finds the processes of a service that it
+    /// stops by a tree without controllers, and machines outlive the daemon's service.
+    controllers: Vec<Controller>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    One,
+    Two,
+}
+
+/// The period of the processor quota in microseconds: the kernel's default.
+const PERIOD_MICROS: u64 = 100_000;
+
+/// How long the kernel may take to let go of the group of a process that has ended.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Cgroups {
+    /// Finds the trees in which groups can be made.
+    pub(crate) fn detect(parent: &str) -> Result<Cgroups, Error> {
+        let path = Path::new("/proc/self/mountinfo");
+        let mounts = fs::read_to_string(path).map_err(Error::at("read", path))?;
+        let mut cgroups = Cgroups { parent: parent.to_owned(), trees: trees(&mounts) };
+        for tree in &mut cgroups.trees {
+            if tree.version == Version::Two {
+                let offered = fs::read_to_string(tree.mount.join("cgroup.controllers")).unwrap_or_default();
+                tree.controllers.retain(|c| offered.split_whitespace().any(|o| o == c.as_str()));
+            }
+        }
+        cgroups.trees.retain(|tree| match make_dir(&tree.mount.join(parent)) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(tree = %tree.mount.display(), %error, "no control group can be made");
+                false
+            }
+        });
+        for tree in &mut cgroups.trees {
+            if tree.version == Version::Two {
+                tree.controllers.retain(|c| match delegate(&tree.mount, parent, *c) {
+                    Ok(()) => true,
+                    Err(error) => {
+                        tracing::warn!(controller = c.as_str(), %error, "cannot be delegated to machines");
+                        false
+                    }
+                });
+            }
+        }
+        cgroups.remove_parent();
+        for controller in Controller::ALL {
+            if !cgroups.controllers().contains(&controller) {
+                tracing::warn!(
+                    controller = controller.as_str(),
+                    "not offered by this host; machines are not held to it"
+                );
+            }
+        }
+        Ok(cgroups)
+    }
+
+    /// The controllers that machines are held by.
+    pub(crate) fn controllers(&self) -> Vec<Controller> {
+        self.trees.iter().flat_map(|tree| tree.controllers.iter().copied()).collect()
+    }
+
+    /// Makes a machine's group, or takes the one that is there, sets its limits, and opens the files by which a
+    /// process joins it when it writes `0`.
+    pub(crate) fn create(&self, id: &str, limits: &Limits) -> Result<Vec<File>, Error> {
+        self.trees.iter().map(|tree| self.create_in(tree, id, limits)).collect()
+    }
+
+    fn create_in(&self, tree: &Tree, id: &str, limits: &Limits) -> Result<File, Error> {
+        let group = tree.mount.join(&self.parent).join(id);
+        let mut attempts = 0;
+        // Whoever removes another machine's group may remove the parent between the two steps.
+        while let Err(error) = self.make_parent(tree).and_then(|()| make_dir(&group)) {
+            attempts += 1;
+            if error.kind() != ErrorKind::NotFound || attempts == 10 {
+                return Err(Error::at("make the control group", &group)(error));
+            }
+        }
+        for controller in &tree.controllers {
+            for (file, value) in settings(tree.version, *controller, limits) {
+                let path = group.join(file);
+                fs::write(&path, value).map_err(Error::at("write", &path))?;
+            }
+        }
+        // A process that moves only itself, and in version 1 only its one thread, spares the kernel a grace period
+        // of milliseconds.
+        let path = group.join(match tree.version {
+            Version::One => "tasks",
+            Version::Two => "cgroup.procs",
+        });
+        OpenOptions::new().write(true).open(&path).map_err(Error::at("open", &path))
+    }
+
+    fn make_parent(&self, tree: &Tree) -> io::Result<()> {
+        make_dir(&tree.mount.join(&self.parent))?;
+        if tree.version == Version::Two {
+            for controller in &tree.controllers {
+                delegate(&tree.mount, &self.parent, *controller)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_parent(&self) {
+        for tree in &self.trees {
+            // It stays while any machine has a group in it.
+            let _ = fs::remove_dir(tree.mount.join(&self.parent));
+        }
+    }
+
+    /// Kills whatever runs in a machine's group and removes it. That it does not exist is no error.
+    pub(crate) async fn remove(&self, id: &str) -> Result<(), Error> {
+        for tree in &self.trees {
+            let group = tree.mount.join(&self.parent).join(id);
+            let released = tokio::time::timeout(RELEASE_TIMEOUT, async {
+                loop {
+                    kill_members(&group)?;
+                    match fs::remove_dir(&group) {
+                        Err(error) if error.kind() == ErrorKind::ResourceBusy => {
+                            tokio::time::sleep(Duration::from_millis(2)).await;
+                        }
+                        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+                        result => return result,
+                    }
+                }
+            })
+            .await;
+            released
+                .unwrap_or_else(|_| Err(ErrorKind::ResourceBusy.into()))
+                .map_err(Error::at("remove the control group", &group))?;
+        }
+        self.remove_parent();
+        Ok(())
+    }
+
+    /// The machines that have a group.
+    pub(crate) fn list(&self) -> Result<Vec<String>, Error> {
+        let mut ids = Vec::new();
+        for tree in &self.trees {
+            let parent = tree.mount.join(&self.parent);
+            ids.extend(crate::process::subdirectories(&parent).map_err(Error::at("list", &parent))?);
+        }
+        Ok(ids)
+    }
+}
+
+/// The trees that `/proc/self/mountinfo` shows (proc(5)), each controller once.
+fn trees(mountinfo: &str) -> Vec<Tree> {
+    let mut trees: Vec<Tree> = Vec::new();
+    for line in mountinfo.lines() {
+        let Some((left, right)) = line.split_once(" - ") else { continue };
+        let (Some(mount), mut right) = (left.split(' ').nth(4), right.split(' ')) else { continue };
+        let (kind, options) = (right.next().unwrap_or_default(), right.nth(1).unwrap_or_default());
+        let named: Vec<Controller> =
+            Controller::ALL.into_iter().filter(|c| options.split(',').any(|o| o == c.as_str())).collect();
+        let (version, controllers) = match kind {
+            "cgroup" if !named.is_empty() => (Version::One, named),
+            "cgroup" if options.split(',').any(|o| o == "name=systemd") => (Version::One, Vec::new()),
+            "cgroup2" => (Version::Two, Controller::ALL.to_vec()),
+            _ => continue,
+        };
+        // A second mount of the same tree, as containers have them.
+        if trees.iter().any(|t| t.version == version && t.controllers == controllers) {
+            continue;
+        }
+        trees.push(Tree { mount: mount.into(), version, controllers });
+    }
+    trees
+}
+
+fn settings(version: Version, controller: Controller, limits: &Limits) -> Vec<(&'static str, String)> {
+    let quota = limits.cpu_millis * PERIOD_MICROS / 1000;
+    match (version, controller) {
+        (Version::One, Controller::Cpu) => vec![
+            ("cpu.cfs_period_us", PERIOD_MICROS.to_string()),
+            ("cpu.cfs_quota_us", quota.to_string()),
+            ("cpu.shares", (limits.cpu_weight * 1024).clamp(2, 262_144).to_string()),
+        ],
+        (Version::Two, Controller::Cpu) => vec![
+            ("cpu.max", format!("{quota} {PERIOD_MICROS}")),
+            ("cpu.weight", (limits.cpu_weight * 100).clamp(1, 10_000).to_string()),
+        ],
+        (Version::One, Controller::Memory) => {
+            vec![("memory.limit_in_bytes", limits.memory_bytes.to_string())]
+        }
+        (Version::Two, Controller::Memory) => vec![("memory.max", limits.memory_bytes.to_string())],
+        (_, Controller::Pids) => vec![("pids.max", limits.pids.to_string())],
+    }
+}
+
+/// Lets the groups below `parent` use a controller of version 2.
+fn delegate(mount: &Path, parent: &str, controller: Controller) -> io::Result<()> {
+    for group in [mount.to_owned(), mount.join(parent)] {
+        fs::write(group.join("cgroup.subtree_control"), format!("+{}", controller.as_str()))?;
+    }
+    Ok(())
+}
+
+fn make_dir(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        result => result,
+    }
+}
+
+fn kill_members(group: &Path) -> io::Result<()> {
+    let members = match fs::read_to_string(group.join("cgroup.procs")) {
+        Ok(members) => members,
+        // ENODEV is what an open group gives that was removed meanwhile.
+        Err(error)
+            if error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ENODEV) =>
+        {
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    for pid in members.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 1) {
+        // It may have ended by itself.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    Ok(())
+}

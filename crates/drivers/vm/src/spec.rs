@@ -1,0 +1,186 @@
+//! What a machine is to be: the input of [`Driver::start`](crate::Driver::start).
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+
+/// A machine, whole: everything QEMU is told about it.
+///
+/// It is kept as `spec.json` in the machine's run directory, so that a restarted daemon knows what it adopts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
+    /// The id of the instance, such as `i-0123456789abcdef0`: lower-case letters, digits and dashes, at most 64.
+    /// The run directory, the cgroup, the SMBIOS serial and the process' name are made from it.
+    pub id: String,
+    /// The instance type, such as `t3.micro`: the SMBIOS product name, which guests read as the type.
+    pub instance_type: String,
+    /// Virtual CPUs, 1 to 255.
+    pub vcpus: u32,
+    /// Memory of the guest in MiB.
+    pub memory_mib: u64,
+    /// What the guest starts from.
+    pub boot: Boot,
+    /// Disks in the order in which firmware tries them and the guest numbers them (`/dev/vda` first).
+    pub disks: Vec<Disk>,
+    /// Network interfaces, in device order (the first is `DeviceIndex` 0).
+    pub nics: Vec<Nic>,
+    /// The network namespace that holds the taps, as a path that `setns(2)` takes (`/run/netns/NAME`); the
+    /// daemon's own if absent.
+    pub netns: Option<PathBuf>,
+    /// Where the serial console is appended to. It may lie outside the run directory, so that it outlives the
+    /// machine; its folder must exist.
+    pub console_log: PathBuf,
+    /// Empty PCI Express ports left for disks and interfaces that are attached while the machine runs, at most 32.
+    pub hotplug_slots: u8,
+}
+
+/// What a guest starts from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Boot {
+    /// A Linux kernel, loaded directly (EC2's kernel and ramdisk images).
+    Kernel {
+        /// The kernel (`bzImage`).
+        kernel: PathBuf,
+        /// The initial ramdisk.
+        initrd: Option<PathBuf>,
+        /// The kernel's command line.
+        cmdline: String,
+    },
+    /// The boot sector of the first disk, by SeaBIOS (`BootMode` `legacy-bios`).
+    Firmware,
+    /// The EFI system partition of the first disk, by OVMF (`BootMode` `uefi`).
+    Uefi {
+        /// OVMF's code, opened read-only (`OVMF_CODE_4M.fd`).
+        code: PathBuf,
+        /// This machine's own copy of OVMF's variables, opened for writing.
+        vars: PathBuf,
+    },
+}
+
+/// A disk of a machine: a virtio block device.
+///
+/// AWS's Nitro instances show NVMe disks and its Xen ones `xvd`; virtio is what EC2 does not have and what boots fastest and everywhere: firmware,
+/// kernels and initramfs of every distribution's cloud image drive it, and QEMU's NVMe device costs the guest a
+/// controller reset per disk. Each sits behind its own PCI Express root port, so that it can be unplugged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// The id of the volume, such as `vol-0123456789abcdef0`. The guest reads it without its dash as the disk's
+    /// serial number, as on AWS (`vol0123456789abcdef0`, of which virtio carries 20 characters).
+    pub id: String,
+    /// The image file. QEMU locks it, so that no second machine can open it.
+    pub path: PathBuf,
+    /// The format of the image; never guessed, because a guest could write another format's header.
+    pub format: DiskFormat,
+    /// Whether the guest may only read.
+    pub read_only: bool,
+    /// Limits to input and output; all zero means none.
+    pub limits: DiskLimits,
+}
+
+/// The format of a disk image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskFormat {
+    /// QEMU's copy-on-write format.
+    Qcow2,
+    /// The disk, byte for byte.
+    Raw,
+}
+
+impl DiskFormat {
+    /// The name of QEMU's block driver.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            DiskFormat::Qcow2 => "qcow2",
+            DiskFormat::Raw => "raw",
+        }
+    }
+}
+
+/// Limits to a disk's input and output, reads and writes together; zero means unlimited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskLimits {
+    /// Operations a second.
+    pub iops: u64,
+    /// Bytes a second.
+    pub bytes_per_second: u64,
+}
+
+/// A network interface of a machine: a virtio network device on a tap.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nic {
+    /// The id of the interface, such as `eni-0123456789abcdef0`.
+    pub id: String,
+    /// The name of the tap, which exists, persists and is not multi-queue, in the machine's network namespace.
+    pub ifname: String,
+    /// The address that the guest's interface has: six bytes.
+    pub mac: [u8; 6],
+    /// The largest packet in bytes, told to the guest; 68 to 65535.
+    pub mtu: u16,
+}
+
+impl Spec {
+    /// Checks what QEMU would not, or would report badly.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSpec`], which names the field.
+    pub fn validate(&self) -> Result<(), Error> {
+        let fail = |reason: String| Err(Error::InvalidSpec { id: self.id.clone(), reason });
+        check_id(&self.id)?;
+        if !(1..=255).contains(&self.vcpus) {
+            return fail(format!("vcpus is {}, not within 1 to 255", self.vcpus));
+        }
+        if !(1..=64 << 20).contains(&self.memory_mib) {
+            return fail(format!("memory_mib is {}, not within 1 to {}", self.memory_mib, 64 << 20));
+        }
+        if self.hotplug_slots > 32 {
+            return fail(format!("hotplug_slots is {}, more than 32", self.hotplug_slots));
+        }
+        // Root ports are functions of slots on the root bus, of which there are 32; more devices than AWS attaches.
+        if self.disks.len() + self.nics.len() > 64 {
+            return fail(format!("{} devices, more than 64", self.disks.len() + self.nics.len()));
+        }
+        let mut seen = std::collections::HashSet::new();
+        for id in self.disks.iter().map(|d| &d.id).chain(self.nics.iter().map(|n| &n.id)) {
+            // QEMU's node names have at most 31 characters, and ours a prefix of two.
+            if !valid_id(id) || id.len() > 29 {
+                return fail(format!(
+                    "device id {id:?} is not 1 to 29 lower-case letters, digits and dashes"
+                ));
+            }
+            if !seen.insert(id) {
+                return fail(format!("device id {id:?} appears twice"));
+            }
+        }
+        for nic in &self.nics {
+            if nic.ifname.is_empty() || nic.ifname.len() > 15 || nic.ifname.contains(['/', '\0']) {
+                return fail(format!("interface name {:?} is not 1 to 15 bytes", nic.ifname));
+            }
+            if nic.mtu < 68 {
+                return fail(format!("mtu of {} is {}, less than 68", nic.id, nic.mtu));
+            }
+        }
+        if matches!(self.boot, Boot::Firmware | Boot::Uefi { .. }) && self.disks.is_empty() {
+            return fail("firmware has no disk to boot from".into());
+        }
+        Ok(())
+    }
+}
+
+/// Refuses an id that could leave the run directory or confuse QEMU's option parser.
+pub(crate) fn check_id(id: &str) -> Result<(), Error> {
+    if valid_id(id) && id.len() <= 64 {
+        return Ok(());
+    }
+    Err(Error::InvalidSpec {
+        id: id.chars().take(80).collect(),
+        reason: "an id is 1 to 64 lower-case letters, digits and dashes, and begins with a letter".into(),
+    })
+}
+
+fn valid_id(id: &str) -> bool {
+    id.starts_with(|c: char| c.is_ascii_lowercase())
+        && id.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+}
