@@ -1,0 +1,200 @@
+"""A haar daemon of the tests' own."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import string
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import boto3
+from botocore.config import Config
+
+from .machine import Snapshot, processes, wait_for
+
+BINARY = Path(os.environ["HAAR_BINARY"])
+IMAGES = Path(os.environ["HAAR_IMAGES"])
+CACHE = Path(os.environ.get("HAAR_CACHE", "/var/cache/haar"))
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def free_pool() -> str:
+    """A part of 198.18.0.0/15 that this machine has no route to."""
+    used = subprocess.run(["ip", "route"], check=True, capture_output=True, text=True).stdout
+    while True:
+        network = f"198.19.{random.randrange(256)}"
+        if f"{network}." not in used:
+            return f"{network}.0/26"
+
+
+def random_prefix() -> str:
+    return "t" + "".join(random.choices(string.ascii_lowercase + string.digits, k=4))
+
+
+class Daemon:
+    """A daemon with a temporary state folder, a name prefix, a port and public addresses of its own."""
+
+    def __init__(self, *flags: str, images: Path | None = IMAGES, state_dir: Path | None = None, env: dict | None = None):
+        CACHE.mkdir(parents=True, exist_ok=True)
+        self.prefix = random_prefix()
+        # Sockets live in the state folder, and their paths must be short.
+        self.state_dir = state_dir or Path(tempfile.mkdtemp(prefix="t-", dir=CACHE))
+        self.port = free_port()
+        self.endpoint = f"http://127.0.0.1:{self.port}"
+        self.region = "eu-central-1"
+        self.flags = [
+            *("--listen", f"127.0.0.1:{self.port}", "--region", self.region),
+            *("--public-pool", free_pool(), "--name", self.prefix),
+            *flags,
+        ]
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        self.environment |= {"HAAR_STATE_DIR": str(self.state_dir), "HAAR_LOG": "debug", **(env or {})}
+        self.before = Snapshot.take(self.prefix, self.state_dir)
+        if images is not None and not (self.state_dir / "images").exists():
+            link_tree(images, self.state_dir / "images")
+
+    def haar(self, *arguments: str, check: bool = True, timeout: float = 120, **options) -> subprocess.CompletedProcess:
+        """Runs a command of haar with this daemon's state folder."""
+        options = {"capture_output": True, "text": True, "env": self.environment} | options
+        done = subprocess.run([BINARY, *arguments], timeout=timeout, **options)
+        if check and done.returncode:
+            raise AssertionError(f"haar {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        return done
+
+    def start(self) -> "Daemon":
+        self.haar("up", *self.flags)
+        self.baseline = self.snapshot()
+        return self
+
+    @property
+    def description(self) -> dict:
+        return json.loads((self.state_dir / "daemon.json").read_text())
+
+    @property
+    def pid(self) -> int:
+        return self.description["process"]["pid"]
+
+    @property
+    def credentials(self) -> dict:
+        return json.loads((self.state_dir / "credentials.json").read_text())
+
+    def kill(self) -> None:
+        """Ends the daemon as a crash does, and waits until it is gone."""
+        pid = self.pid
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not is_alive(pid), timeout=10, interval=0.005, message="the daemon survived SIGKILL")
+
+    def stop(self) -> None:
+        self.haar("down")
+
+    def log(self) -> str:
+        file = self.state_dir / "haar.log"
+        return file.read_text(errors="replace") if file.exists() else ""
+
+    def client(self, service: str, **options):
+        """A boto3 client; options replace the right settings."""
+        keys = self.credentials
+        settings = {
+            "endpoint_url": self.endpoint,
+            "region_name": self.region,
+            "aws_access_key_id": keys["access_key_id"],
+            "aws_secret_access_key": keys["secret_access_key"],
+            "config": Config(retries={"max_attempts": 0}, connect_timeout=5, read_timeout=60),
+        }
+        return boto3.session.Session().client(service, **(settings | options))
+
+    @property
+    def aws_environment(self) -> dict[str, str]:
+        """The environment for other clients."""
+        keys = self.credentials
+        return self.environment | {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": keys["access_key_id"],
+            "AWS_SECRET_ACCESS_KEY": keys["secret_access_key"],
+            "AWS_REGION": self.region,
+            "AWS_DEFAULT_REGION": self.region,
+            "AWS_PAGER": "",
+            "AWS_MAX_ATTEMPTS": "1",
+            "AWS_CONFIG_FILE": "/dev/null",
+            "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot.take(self.prefix, self.state_dir)
+
+    def added(self, baseline: Snapshot | None = None) -> dict[str, set[str]]:
+        return self.snapshot().added_since(baseline or self.baseline)
+
+    def settles(self, timeout: float = 30) -> None:
+        """Fails unless the machine comes to look as it did right after the start."""
+        try:
+            wait_for(lambda: not self.added(), timeout, 0.2)
+        except AssertionError:
+            raise AssertionError(f"left behind: {self.added()}") from None
+
+    def destroy(self) -> None:
+        """Stops everything and removes the state folder; fails if anything is left on the machine."""
+        try:
+            down = self.haar("down", "--all", check=False)
+            left = {}
+            try:
+                wait_for(lambda: not self.snapshot().added_since(self.before), 20, 0.2)
+            except AssertionError:
+                left = self.snapshot().added_since(self.before)
+            self.remove_what_is_left(left)
+            assert down.returncode == 0, f"haar down --all failed:\n{down.stdout}{down.stderr}"
+            assert not left, f"haar down --all left behind: {left}\n{down.stdout}{down.stderr}"
+        finally:
+            shutil.rmtree(self.state_dir, ignore_errors=True)
+
+    def remove_what_is_left(self, left: dict[str, set[str]]) -> None:
+        """So that one failure does not become many. Only what carries this daemon's prefix is touched."""
+        for pid in processes(str(self.state_dir)):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        for name in left.get("namespaces", ()):
+            if self.prefix in name:
+                subprocess.run(["ip", "netns", "delete", name], check=False)
+        for name in left.get("links", ()):
+            if self.prefix in name:
+                subprocess.run(["ip", "link", "delete", name], check=False)
+        for name in left.get("tables", ()):
+            if self.prefix in name:
+                subprocess.run(["nft", "delete", *name.split()], check=False)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """A copy whose files are hard links where the file system allows it; images are never written to."""
+
+    def link(from_: str, to: str) -> None:
+        try:
+            os.link(from_, to)
+        except OSError:
+            shutil.copy2(from_, to)
+
+    shutil.copytree(source, target, copy_function=link)
+
+
+def elapsed(begin: float) -> float:
+    return time.monotonic() - begin
