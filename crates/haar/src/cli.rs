@@ -243,6 +243,9 @@ Examples:
     Remove {
         /// The image: ami-… or its name
         image: String,
+        /// Do not ask the daemon whether an instance uses it
+        #[arg(long)]
+        force: bool,
     },
     /// List the images that can be pulled
     #[command(after_help = "The file catalogue.toml in the state folder adds to the list.

@@ -17,6 +17,9 @@ use crate::config::{Compute, Config, Settings};
 use crate::error::Result;
 use crate::state::StateDir;
 
+/// The program that runs guests.
+const QEMU: &str = "qemu-system-x86_64";
+
 /// How a check ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -59,7 +62,9 @@ pub fn doctor(state: &StateDir, json: bool) -> Result<ExitCode> {
         Some(daemon) => daemon.config,
         None => Config::load(state.path(), Settings::default())?,
     };
-    let mut checks = vec![privileges(), qemu(), nftables(), tun(), namespaces(), forwarding(), cgroups()];
+    let mut checks = vec![privileges()];
+    checks.extend(qemu());
+    checks.extend([nftables(), tun(), namespaces(), forwarding(), cgroups()]);
     checks.extend([disk(state.path()), port(state, &config), image(state), resolvers(), image_tools()]);
     if json {
         println!("{}", serde_json::to_string_pretty(&checks).expect("checks are plain data"));
@@ -70,7 +75,7 @@ pub fn doctor(state: &StateDir, json: bool) -> Result<ExitCode> {
                 Status::Warn => "warn",
                 Status::Fail => "FAIL",
             };
-            println!("{mark}  {name:<16} {detail}");
+            println!("{mark}  {name:<16} {}", detail.lines().collect::<Vec<_>>().join("; "));
             if let Some(fix) = fix {
                 println!("      {:<16} fix: {fix}", "");
             }
@@ -115,11 +120,26 @@ fn first_line(program: &str, arguments: &[&str]) -> std::result::Result<String, 
     }
 }
 
-fn qemu() -> Check {
-    const FIX: &str = "apt-get install qemu-system-x86 qemu-utils";
-    match first_line("qemu-system-x86_64", &["--version"]) {
-        Ok(version) => Check::ok("qemu", version),
-        Err(error) => Check::fail("qemu", error, FIX),
+/// QEMU's version, and the accelerator that a guest really ran under.
+fn qemu() -> Vec<Check> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let program = find_program(QEMU).unwrap_or_else(|| QEMU.into());
+    let probe = runtime
+        .map_err(|error| error.to_string())
+        .and_then(|runtime| runtime.block_on(haar_vm::probe(&program)).map_err(|error| error.to_string()));
+    match probe {
+        Ok(probe) => {
+            let accelerator = match &probe.no_kvm {
+                None => Check::ok("accelerator", format!("{}: a guest ran under it", probe.accel)),
+                Some(why) => Check::warn(
+                    "accelerator",
+                    format!("{}, ten and more times slower than KVM: {why}", probe.accel),
+                    why.fix(),
+                ),
+            };
+            vec![Check::ok("qemu", format!("version {}", probe.qemu_version)), accelerator]
+        }
+        Err(error) => vec![Check::fail("qemu", error, "apt-get install qemu-system-x86 qemu-utils")],
     }
 }
 

@@ -12,6 +12,7 @@ use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
 use crate::cli::{Firmware, Image, ImageBuild, ImageImport, ImagePull};
 use crate::client::Client;
+use crate::credentials::Credentials;
 use crate::error::{Error, Result};
 use crate::state::StateDir;
 
@@ -25,7 +26,7 @@ pub fn image(state: &StateDir, command: Image) -> Result<ExitCode> {
             make(state, |library, progress| pull(library, &catalogue, arguments, progress))?;
         }
         Image::Import(arguments) => make(state, |library, progress| import(library, arguments, progress))?,
-        Image::Remove { image } => remove(state, &image)?,
+        Image::Remove { image, force } => remove(state, &image, force)?,
         Image::Catalogue(output) => print_catalogue(&catalogue(state)?, output.json),
     }
     Ok(ExitCode::SUCCESS)
@@ -141,7 +142,7 @@ fn import(
     library.import(&arguments.file, &options, progress)
 }
 
-fn remove(state: &StateDir, image: &str) -> Result<()> {
+fn remove(state: &StateDir, image: &str, force: bool) -> Result<()> {
     let library = library(state)?;
     let id = match image.parse::<ImageId>() {
         Ok(id) => id,
@@ -153,9 +154,41 @@ fn remove(state: &StateDir, image: &str) -> Result<()> {
             }
         },
     };
+    if !force {
+        library.get(&id)?;
+        let users = users(state, &id)?;
+        if !users.is_empty() {
+            let message = format!("{id} is used by {}: their disks are overlays of it", users.join(", "));
+            return Err(Error::Refused { message, hint: Some("terminate them first".into()) });
+        }
+    }
     library.remove(&id)?;
     println!("{id} removed");
     tell_daemon(state)
+}
+
+/// The instances that were launched from an image and are not terminated, as the running daemon knows them.
+fn users(state: &StateDir, id: &ImageId) -> Result<Vec<String>> {
+    let Some(daemon) = state.running()? else {
+        let message = "only a running daemon knows whether an instance uses the image".into();
+        return Err(Error::Refused {
+            message,
+            hint: Some("start it: haar up; or remove it in any case: --force".into()),
+        });
+    };
+    let keys = Credentials::load(state)?;
+    let states = ["pending", "running", "shutting-down", "stopping", "stopped"];
+    let names: Vec<_> = (1..=states.len()).map(|n| format!("Filter.2.Value.{n}")).collect();
+    let mut parameters = vec![
+        ("Filter.1.Name", "image-id"),
+        ("Filter.1.Value.1", id.as_str()),
+        ("Filter.2.Name", "instance-state-name"),
+    ];
+    parameters.extend(names.iter().map(String::as_str).zip(states));
+    let answer = Client::new(&daemon)?.ec2(&keys, "DescribeInstances", &parameters)?;
+    let document = roxmltree::Document::parse(&answer).map_err(|e| Error::Answer(e.to_string()))?;
+    let ids = document.descendants().filter(|node| node.tag_name().name() == "instanceId");
+    Ok(ids.filter_map(|node| node.text()).map(ToOwned::to_owned).collect())
 }
 
 /// The built-in catalogue, with what the state folder's file adds.
