@@ -26,43 +26,61 @@ pub(crate) fn run(command: &mut Command, package: &'static str) -> Result<Vec<u8
     Err(failed(command, output.status, &output.stderr))
 }
 
-/// Runs a command to its end and passes on the lines of its standard output as they come; a carriage return ends a line too.
+/// One of the streams that a program writes to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stream {
+    Output,
+    Error,
+}
+
+/// Runs a command to its end and passes on the lines of one of its streams as they come; a carriage return ends a line too.
 pub(crate) fn run_lines(
     command: &mut Command,
     package: &'static str,
+    watched: Stream,
     mut each: impl FnMut(&str),
 ) -> Result<()> {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|e| not_started(command, package, e))?;
     let mut stdout = child.stdout.take().expect("it is piped");
     let mut stderr = child.stderr.take().expect("it is piped");
-    let complaint = std::thread::spawn(move || {
-        let mut tail = Vec::new();
-        let mut buffer = [0; 4096];
-        while let Ok(n @ 1..) = stderr.read(&mut buffer) {
-            tail.extend_from_slice(&buffer[..n]);
-            let excess = tail.len().saturating_sub(4 * KEPT_OUTPUT);
-            tail.drain(..excess);
-        }
-        tail
-    });
+    let (mut watched_pipe, other): (&mut dyn Read, &mut (dyn Read + Send)) = match watched {
+        Stream::Output => (&mut stdout, &mut stderr),
+        Stream::Error => (&mut stderr, &mut stdout),
+    };
     let mut line = Vec::new();
-    let mut buffer = [0; 4096];
-    while let Ok(n @ 1..) = stdout.read(&mut buffer) {
-        for &byte in &buffer[..n] {
-            match byte {
-                b'\n' | b'\r' => {
-                    each(&String::from_utf8_lossy(&line));
-                    line.clear();
+    let (seen, unseen) = std::thread::scope(|scope| {
+        let unseen = scope.spawn(|| drain(other, |_| {}));
+        let seen = drain(&mut watched_pipe, |bytes| {
+            for &byte in bytes {
+                match byte {
+                    b'\n' | b'\r' => {
+                        each(&String::from_utf8_lossy(&line));
+                        line.clear();
+                    }
+                    _ if line.len() < KEPT_OUTPUT => line.push(byte),
+                    _ => {}
                 }
-                _ if line.len() < KEPT_OUTPUT => line.push(byte),
-                _ => {}
             }
-        }
-    }
+        });
+        (seen, unseen.join().unwrap_or_default())
+    });
     let status = child.wait().map_err(|e| not_started(command, package, e))?;
-    let complaint = complaint.join().unwrap_or_default();
+    let complaint = if watched == Stream::Error { seen } else { unseen };
     if status.success() { Ok(()) } else { Err(failed(command, status, &complaint)) }
+}
+
+/// Reads a stream to its end and returns the last of it.
+fn drain(stream: &mut dyn Read, mut each: impl FnMut(&[u8])) -> Vec<u8> {
+    let mut tail = Vec::new();
+    let mut buffer = [0; 4096];
+    while let Ok(n @ 1..) = stream.read(&mut buffer) {
+        each(&buffer[..n]);
+        tail.extend_from_slice(&buffer[..n]);
+        let excess = tail.len().saturating_sub(4 * KEPT_OUTPUT);
+        tail.drain(..excess);
+    }
+    tail
 }
 
 /// The error of a program that could not be started.

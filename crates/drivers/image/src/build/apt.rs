@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::error::{Error, Result};
 use crate::progress::{Progress, Unit};
-use crate::tool;
+use crate::tool::{self, Stream};
 
 /// The release that images are built from.
 pub(crate) const RELEASE: &str = "bookworm";
@@ -62,6 +62,13 @@ impl Apt {
         self.dir.join("sources.list")
     }
 
+    /// A folder of package files that outlives a build, for a recipe that does not fetch by this apt.
+    pub fn archive_cache(&self, name: &str) -> Result<PathBuf> {
+        let path = self.dir.join(name);
+        fs::create_dir_all(&path).map_err(Error::io("create", &path))?;
+        Ok(path)
+    }
+
     /// Fetches the package lists, unless that was done within the hour. A mirror that cannot be reached is an error only
     /// if there are no lists from earlier.
     pub fn update(&self, progress: &mut dyn Progress) -> Result<()> {
@@ -76,7 +83,7 @@ impl Apt {
         progress.stage("package lists", Unit::Percent, Some(100));
         let mut command = self.command("apt-get");
         command.args(["-o", "APT::Update::Error-Mode=any", "-o", "APT::Status-Fd=1", "update"]);
-        match tool::run_lines(&mut command, "apt", |line| report_download(line, progress)) {
+        match tool::run_lines(&mut command, "apt", Stream::Output, |line| report_download(line, progress)) {
             Ok(()) => fs::write(&stamp, "").map_err(Error::io("write", &stamp)),
             Err(error) if stamp.exists() => {
                 tracing::warn!(%error, "the package lists are not updated; going on with those from earlier");
@@ -99,7 +106,7 @@ impl Apt {
         };
         progress.stage("packages", Unit::Percent, Some(100));
         let mut download = install(&["--download-only", "-o", "APT::Status-Fd=1"]);
-        tool::run_lines(&mut download, "apt", |line| report_download(line, progress))?;
+        tool::run_lines(&mut download, "apt", Stream::Output, |line| report_download(line, progress))?;
         let plan = tool::run(&mut install(&["--simulate"]), "apt")?;
         let mut packages = Vec::new();
         // Lines of the kind `Inst libc6 (2.36-9 Debian:12/oldstable [amd64])`.
@@ -121,7 +128,7 @@ impl Apt {
         let mut command = self.command("apt-get");
         command.current_dir(self.dir.join("archives"));
         command.args(["-o", "APT::Status-Fd=1", "download"]).arg(format!("{name}={version}"));
-        tool::run_lines(&mut command, "apt", |line| report_download(line, progress))?;
+        tool::run_lines(&mut command, "apt", Stream::Output, |line| report_download(line, progress))?;
         self.package(name, &version)
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::progress::{Progress, Unit};
-use crate::tool;
+use crate::tool::{self, Stream};
 
 /// Makes a sparse raw disk that is one ext4 file system with the content of a folder, without mounting anything.
 ///
@@ -30,7 +30,7 @@ pub(crate) fn convert_to_qcow2(
     progress.stage("convert", Unit::Percent, Some(100));
     let mut command = tool::command("qemu-img");
     command.args(["convert", "-p", "-f", format, "-O", "qcow2", "-o", "compat=1.1"]).arg(from).arg(to);
-    tool::run_lines(&mut command, "qemu-utils", |line| {
+    tool::run_lines(&mut command, "qemu-utils", Stream::Output, |line| {
         // Lines of the kind `    (12.34/100%)`.
         let percent = line.trim().strip_prefix('(').and_then(|rest| rest.split('/').next());
         if let Some(percent) = percent.and_then(|p| p.parse::<f64>().ok()) {

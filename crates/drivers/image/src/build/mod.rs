@@ -2,11 +2,12 @@
 
 mod apt;
 mod cpio;
+mod debian;
 mod disk;
 mod modules;
 mod tiny;
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::PathBuf;
 
 use crate::error::{Error, Result};
@@ -43,6 +44,14 @@ impl Recipe {
                 "BusyBox, Dropbear and a Linux kernel of Debian 12; boots in seconds, logs in as root"
             }
             Recipe::Debian12 => "Debian 12 with systemd, cloud-init and OpenSSH, logs in as admin",
+        }
+    }
+
+    /// The account that logs in by SSH with the instance's key.
+    pub fn default_user(self) -> &'static str {
+        match self {
+            Recipe::Tiny => "root",
+            Recipe::Debian12 => "admin",
         }
     }
 
@@ -92,24 +101,27 @@ impl Library {
         self.check_name(name)?;
         let staging = self.stage()?;
         fs::create_dir_all(&options.cache).map_err(Error::io("create", &options.cache))?;
+        let lock = options.cache.join(".lock");
+        let exclusive = File::create(&lock).map_err(Error::io("create", &lock))?;
+        exclusive.lock().map_err(Error::io("lock", &lock))?;
         let apt = Apt::open(options.cache.join("apt"), options.sources.as_deref())?;
         apt.update(progress)?;
-        let packages = match recipe {
-            Recipe::Tiny => tiny::make(&staging, &apt, progress)?,
-            Recipe::Debian12 => return Err(Error::Packages("debian-12 is being written".into())),
+        let (mut packages, virtual_size, command_line) = match recipe {
+            Recipe::Tiny => (tiny::make(&staging, &apt, progress)?, tiny::DISK_SIZE, tiny::COMMAND_LINE),
+            Recipe::Debian12 => {
+                (debian::make(&staging, &apt, progress)?, debian::DISK_SIZE, debian::COMMAND_LINE)
+            }
         };
-        let mut packages: Vec<String> =
-            packages.iter().map(|p| format!("{}={}", p.name, p.version)).collect();
         packages.sort();
         let draft = Draft {
             name: name.into(),
             description: recipe.description().into(),
             source: Source::Build { recipe: recipe.name().into(), packages },
             image_owner_alias: Some(OWNER_ALIAS.into()),
-            default_user: "root".into(),
+            default_user: recipe.default_user().into(),
             root_device_name: "/dev/xvda".into(),
-            virtual_size: tiny::DISK_SIZE,
-            boot: DraftBoot::Direct { command_line: tiny::COMMAND_LINE.into() },
+            virtual_size,
+            boot: DraftBoot::Direct { command_line: command_line.into() },
         };
         staging.publish(draft, progress)
     }

@@ -5,7 +5,7 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use super::apt::{Apt, Package};
+use super::apt::Apt;
 use super::cpio::Archive;
 use super::{disk, modules};
 use crate::error::{Error, Result};
@@ -72,8 +72,8 @@ const HALT: &str = include_str!("../../guest/tiny/halt");
 const INIT_APPLETS: &[&str] = &["dd", "insmod", "mount", "poweroff", "sleep", "switch_root"];
 const INIT: &str = include_str!("../../guest/tiny/initramfs-init");
 
-/// Makes the files of the image; returns the packages that went in.
-pub(crate) fn make(staging: &Staging, apt: &Apt, progress: &mut dyn Progress) -> Result<Vec<Package>> {
+/// Makes the files of the image; returns the packages that went in, as `name=version`.
+pub(crate) fn make(staging: &Staging, apt: &Apt, progress: &mut dyn Progress) -> Result<Vec<String>> {
     let mut packages = apt.fetch_with_dependencies(PACKAGES, progress)?;
     packages.push(apt.fetch(SFTP_SERVER, progress)?);
     let kernel = apt.fetch(&apt.behind("linux-image-cloud-amd64", "linux-image-")?, progress)?;
@@ -103,7 +103,7 @@ pub(crate) fn make(staging: &Staging, apt: &Apt, progress: &mut dyn Progress) ->
     progress.advance(3);
     disk::convert_to_qcow2(&raw, "raw", &staging.path(ROOT_DISK), progress)?;
     packages.push(kernel);
-    Ok(packages)
+    Ok(packages.iter().map(|package| format!("{}={}", package.name, package.version)).collect())
 }
 
 /// The initial RAM disk: BusyBox, drivers, and the script that finds the root.
