@@ -1,5 +1,8 @@
 //! What a guest asks of its link: DHCP, DNS and the instance metadata service.
 
+#[cfg(test)]
+extern crate self as haar_guest;
+
 mod dhcp;
 mod dns;
 mod imds;
@@ -7,6 +10,10 @@ pub mod names;
 mod quota;
 mod udp;
 mod view;
+
+#[cfg(test)]
+#[path = "../tests/common/mod.rs"]
+mod fixtures;
 
 pub use dhcp::serve_dhcp;
 pub use dns::{DnsServer, Forwarder, Zone, serve_dns};

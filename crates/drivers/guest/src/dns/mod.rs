@@ -296,3 +296,199 @@ fn frame(message: &[u8]) -> Vec<u8> {
     let length = u16::try_from(message.len()).unwrap_or(u16::MAX);
     [&length.to_be_bytes()[..], &message[..length.into()]].concat()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use hickory_proto::op::Query;
+    use hickory_proto::rr::{Name, RData, Record};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::fixtures::{FOREIGN_PUBLIC_IP, Guests, PRIVATE_IP, PUBLIC_IP, instance};
+
+    fn resolver() -> Resolver {
+        Resolver {
+            zone: Zone { region: "us-east-1".into(), vpc_cidr: "172.31.0.0/16".parse().unwrap() },
+            directory: Guests::of(instance()),
+            forwarder: Arc::new(Forwarder::fixed(Vec::<SocketAddr>::new())),
+            queries: Quota::new(QUERIES_OF_ONE),
+            connections: Quota::new(CONNECTIONS_OF_ONE),
+        }
+    }
+
+    fn query(name: &str, kind: RecordType) -> Message {
+        let mut message = Message::query();
+        message.metadata.recursion_desired = true;
+        message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+        message
+    }
+
+    /// The answer as a client reads it; none when the query is forwarded.
+    fn ask(message: &Message) -> Option<Message> {
+        match resolver().step(&message.to_vec().unwrap(), PRIVATE_IP) {
+            Step::Answer(answer) => {
+                let answer = Message::from_vec(&encode(&answer)).unwrap();
+                assert_eq!(answer.metadata.id, message.metadata.id);
+                assert_eq!(answer.metadata.message_type, MessageType::Response);
+                assert!(answer.metadata.recursion_available);
+                Some(answer)
+            }
+            Step::Forward(_) => None,
+            Step::Ignore => panic!("ignored"),
+        }
+    }
+
+    fn data(name: &str, kind: RecordType) -> Vec<String> {
+        let answer = ask(&query(name, kind)).expect(name);
+        assert_eq!(answer.metadata.response_code, ResponseCode::NoError, "{name}");
+        answer.answers.iter().map(|record| record.data.to_string()).collect()
+    }
+
+    /// The response code of an answer without records, which must say how long to remember it unless it is a refusal.
+    fn code(name: &str, kind: RecordType) -> ResponseCode {
+        let answer = ask(&query(name, kind)).expect(name);
+        assert!(answer.answers.is_empty(), "{name}");
+        assert!(matches!(answer.authorities[..], [Record { data: RData::SOA(_), .. }]), "{name}");
+        answer.metadata.response_code
+    }
+
+    #[test]
+    fn names_of_the_vpc_are_known() {
+        assert_eq!(data("ip-172-31-16-5.ec2.internal.", RecordType::A), ["172.31.16.5"]);
+        assert_eq!(data("IP-172-31-16-5.EC2.Internal.", RecordType::A), ["172.31.16.5"]);
+        assert_eq!(data("5.16.31.172.in-addr.arpa.", RecordType::PTR), ["ip-172-31-16-5.ec2.internal."]);
+        assert_eq!(data("instance-data.ec2.internal.", RecordType::A), ["169.254.169.254"]);
+    }
+
+    #[test]
+    fn a_public_name_leads_to_the_private_address_within_its_vpc() {
+        assert_eq!(data("ec2-198-18-0-5.compute-1.amazonaws.com.", RecordType::A), [PRIVATE_IP.to_string()]);
+        assert_eq!(
+            data("ec2-198-18-0-9.compute-1.amazonaws.com.", RecordType::A),
+            [FOREIGN_PUBLIC_IP.to_string()]
+        );
+        assert_eq!(
+            data("5.0.18.198.in-addr.arpa.", RecordType::PTR),
+            ["ec2-198-18-0-5.compute-1.amazonaws.com."],
+            "{PUBLIC_IP}"
+        );
+    }
+
+    #[test]
+    fn what_the_vpc_has_not_is_denied() {
+        for name in [
+            "ip-172-31-16-6.ec2.internal.",
+            "ip-10-0-0-1.ec2.internal.",
+            "x.ip-172-31-16-5.ec2.internal.",
+            "www.ec2.internal.",
+        ] {
+            assert_eq!(code(name, RecordType::A), ResponseCode::NXDomain, "{name}");
+        }
+        assert_eq!(code("6.16.31.172.in-addr.arpa.", RecordType::PTR), ResponseCode::NXDomain);
+        assert_eq!(code("ip-172-31-16-5.ec2.internal.", RecordType::AAAA), ResponseCode::NoError);
+        assert_eq!(code("ec2-198-18-0-5.compute-1.amazonaws.com.", RecordType::AAAA), ResponseCode::NoError);
+        assert_eq!(code("5.16.31.172.in-addr.arpa.", RecordType::A), ResponseCode::NoError);
+        assert_eq!(code("ec2.internal.", RecordType::A), ResponseCode::NoError);
+    }
+
+    #[test]
+    fn other_names_are_forwarded() {
+        for name in [
+            ".",
+            "example.com.",
+            "ec2-203-0-113-5.compute-1.amazonaws.com.",
+            "ec2-198-18-0-5.eu-west-1.compute.amazonaws.com.",
+            "ip-172-31-16-5.eu-west-1.compute.internal.",
+            "notec2.internal.",
+            "1.0.168.192.in-addr.arpa.",
+            "16.31.172.in-addr.arpa.",
+        ] {
+            assert!(ask(&query(name, RecordType::A)).is_none(), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_served_is_refused() {
+        let of = |message: &Message| ask(message).unwrap().metadata.response_code;
+        assert_eq!(of(&query("example.com.", RecordType::AXFR)), ResponseCode::Refused);
+        let mut chaos = query("version.bind.", RecordType::TXT);
+        chaos.queries[0].set_query_class(DNSClass::CH);
+        assert_eq!(of(&chaos), ResponseCode::Refused);
+        let mut update = query("ec2.internal.", RecordType::SOA);
+        update.metadata.op_code = OpCode::Update;
+        assert_eq!(of(&update), ResponseCode::NotImp);
+        let mut two = query("example.com.", RecordType::A);
+        two.add_query(Query::query(Name::root(), RecordType::NS));
+        assert_eq!(of(&two), ResponseCode::FormErr);
+        let mut future = query("example.com.", RecordType::A);
+        future.set_edns(Edns::new().set_version(1).clone());
+        let answer = ask(&future).unwrap();
+        assert_eq!(u16::from(answer.metadata.response_code), u16::from(ResponseCode::BADVERS));
+
+        let stranger =
+            resolver().step(&query("example.com.", RecordType::A).to_vec().unwrap(), [10, 0, 0, 1].into());
+        assert!(
+            matches!(&stranger, Step::Answer(answer) if answer.metadata.response_code == ResponseCode::Refused),
+            "{stranger:?}"
+        );
+    }
+
+    #[test]
+    fn answers_speak_edns_when_asked() {
+        let mut asked = query("ip-172-31-16-5.ec2.internal.", RecordType::A);
+        assert!(ask(&asked).unwrap().edns.is_none());
+        asked.set_edns(Edns::new());
+        assert_eq!(ask(&asked).unwrap().edns.unwrap().max_payload(), EDNS_PAYLOAD);
+    }
+
+    #[test]
+    fn responses_and_scraps_are_ignored() {
+        let mut response = query("example.com.", RecordType::A);
+        response.metadata.message_type = MessageType::Response;
+        assert!(matches!(resolver().step(&response.to_vec().unwrap(), PRIVATE_IP), Step::Ignore));
+        assert!(matches!(resolver().step(&[0; 11], PRIVATE_IP), Step::Ignore));
+        // A header that promises a question, and none.
+        let scrap = resolver().step(&[0xab, 0xcd, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0], PRIVATE_IP);
+        assert!(
+            matches!(&scrap, Step::Answer(a) if a.metadata.response_code == ResponseCode::FormErr && a.metadata.id == 0xabcd),
+            "{scrap:?}"
+        );
+    }
+
+    #[test]
+    fn long_answers_by_udp_ask_to_come_again() {
+        let asked = query("example.com.", RecordType::TXT);
+        assert_eq!(fit(vec![1; 512], 512, &asked), vec![1; 512]);
+        let answer = Message::from_vec(&fit(vec![1; 513], 512, &asked)).unwrap();
+        assert!(answer.metadata.truncation && answer.answers.is_empty());
+        assert_eq!(answer.queries, asked.queries);
+    }
+
+    proptest! {
+        #[test]
+        fn any_octets_are_survived(datagram in proptest::collection::vec(any::<u8>(), 0..600)) {
+            if let Step::Answer(answer) = resolver().step(&datagram, PRIVATE_IP) {
+                encode(&answer);
+            }
+        }
+
+        #[test]
+        fn damaged_queries_are_survived(
+            name in "([a-zA-Z0-9]{1,20}\\.){0,5}(ec2\\.internal|in-addr\\.arpa|compute-1\\.amazonaws\\.com)\\.",
+            damage in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 0..6),
+            tail in proptest::collection::vec(any::<u8>(), 0..64),
+        ) {
+            let mut datagram = query(&name, RecordType::ANY).to_vec().unwrap();
+            datagram.extend(tail);
+            for (at, with) in damage {
+                let at = at.index(datagram.len());
+                datagram[at] = with;
+            }
+            if let Step::Answer(answer) = resolver().step(&datagram, PRIVATE_IP) {
+                prop_assert!(encode(&answer).len() <= UDP_PAYLOAD);
+            }
+        }
+    }
+}

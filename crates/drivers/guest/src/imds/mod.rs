@@ -267,3 +267,147 @@ fn page(status: StatusCode, content_type: &'static str, body: Bytes) -> Response
     headers.insert(header::SERVER, HeaderValue::from_static("EC2ws"));
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::fixtures::instance;
+
+    const NOW: u64 = 1_800_000_000;
+
+    fn key() -> TokenKey {
+        TokenKey::new([7; 32])
+    }
+
+    fn ask(
+        instance: &Instance,
+        method: Method,
+        path: &str,
+        headers: &[(&'static str, &str)],
+    ) -> Response<Full<Bytes>> {
+        let headers =
+            headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+        respond(&method, path, &headers, instance, &key(), NOW)
+    }
+
+    fn body(response: Response<Full<Bytes>>) -> String {
+        let mut body = response.into_body();
+        let frame = std::pin::pin!(body.frame());
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        match frame.poll(&mut context) {
+            std::task::Poll::Ready(Some(Ok(frame))) => {
+                String::from_utf8(frame.into_data().unwrap().to_vec()).unwrap()
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn token(instance: &Instance, ttl: &str) -> String {
+        let response = ask(instance, Method::PUT, "/latest/api/token", &[(TOKEN_TTL, ttl)]);
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()[TOKEN_TTL], ttl);
+        body(response)
+    }
+
+    #[test]
+    fn a_token_opens_the_metadata() {
+        let mut instance = instance();
+        instance.metadata_options.http_tokens_required = true;
+        for ttl in ["1", "21600"] {
+            let token = token(&instance, ttl);
+            let response = ask(&instance, Method::GET, "/latest/meta-data/instance-id", &[(TOKEN, &token)]);
+            assert_eq!(response.status(), 200);
+            assert_eq!(response.headers()[TOKEN_TTL], ttl);
+            assert_eq!(response.headers()["content-type"], "text/plain");
+            assert_eq!(response.headers()["server"], "EC2ws");
+            assert_eq!(body(response), instance.id);
+        }
+    }
+
+    #[test]
+    fn token_requests_are_checked() {
+        let instance = instance();
+        let put = |path: &str, headers: &[(&'static str, &str)]| {
+            ask(&instance, Method::PUT, path, headers).status()
+        };
+        assert_eq!(put("/latest/api/token", &[]), 400);
+        for ttl in ["", "0", "-1", "21601", "99999999999999999999", "ten", "1.5"] {
+            assert_eq!(put("/latest/api/token", &[(TOKEN_TTL, ttl)]), 400, "{ttl:?}");
+        }
+        assert_eq!(put("/latest/api/token", &[(TOKEN_TTL, "60"), ("x-forwarded-for", "10.0.0.1")]), 403);
+        assert_eq!(put("/2021-03-23/api/token", &[(TOKEN_TTL, "60")]), 403);
+        assert_eq!(put("/latest/meta-data", &[(TOKEN_TTL, "60")]), 405);
+        let get = ask(&instance, Method::GET, "/latest/api/token", &[]);
+        assert_eq!(get.status(), 405);
+        assert_eq!(get.headers()["allow"], "PUT");
+        assert_eq!(ask(&instance, Method::POST, "/latest/meta-data", &[]).headers()["allow"], "GET, HEAD");
+    }
+
+    #[test]
+    fn without_a_token_only_version_1_answers() {
+        let mut instance = instance();
+        assert_eq!(ask(&instance, Method::GET, "/latest/meta-data", &[]).status(), 200);
+        instance.metadata_options.http_tokens_required = true;
+        for path in ["/", "/latest/meta-data", "/latest/user-data", "/latest/nothing"] {
+            assert_eq!(ask(&instance, Method::GET, path, &[]).status(), 401, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_token_that_is_none_is_refused_even_where_none_is_needed() {
+        let mut other = instance();
+        other.id = "i-0other".into();
+        let foreign = token(&other, "60");
+        let expired = key().seal(&instance().id, 60, NOW - 60);
+        for token in ["", "x", &foreign, &expired] {
+            assert_eq!(
+                ask(&instance(), Method::GET, "/latest/meta-data", &[(TOKEN, token)]).status(),
+                401,
+                "{token}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_disabled_endpoint_answers_nothing() {
+        let mut instance = instance();
+        let token = token(&instance, "60");
+        instance.metadata_options.http_endpoint = false;
+        assert_eq!(ask(&instance, Method::GET, "/latest/meta-data", &[(TOKEN, &token)]).status(), 403);
+        assert_eq!(ask(&instance, Method::PUT, "/latest/api/token", &[(TOKEN_TTL, "60")]).status(), 403);
+    }
+
+    #[test]
+    fn errors_are_pages() {
+        let response = ask(&instance(), Method::GET, "/latest/nothing", &[]);
+        assert_eq!(response.status(), 404);
+        assert_eq!(response.headers()["content-type"], "text/html");
+        let page = body(response);
+        assert!(
+            page.starts_with("<?xml version=\"1.0\" encoding=\"iso-8859-1\"?>\n<!DOCTYPE html PUBLIC"),
+            "{page}"
+        );
+        assert!(page.contains("<h1>404 - Not Found</h1>"), "{page}");
+    }
+
+    #[test]
+    fn paths_may_be_written_in_more_ways_than_one() {
+        let get = |path: &str| ask(&instance(), Method::GET, path, &[]);
+        assert_eq!(body(get("//latest//meta-data/instance-id/")), "i-0123456789abcdef0");
+        let mac = "/latest/meta-data/network/interfaces/macs/02%3A7a%3a00:10:20:3f/device-number";
+        assert_eq!(body(get(mac)), "0");
+        assert_eq!(get("/latest/%ff").status(), 400);
+        assert_eq!(get("/latest/meta-data/../user-data").status(), 404);
+        assert_eq!(get("/latest/user-data").headers()["content-type"], "application/octet-stream");
+    }
+
+    proptest! {
+        #[test]
+        fn any_path_has_an_answer(path in "/(latest|1.0|[a-z0-9./%=-]{0,20})(/(meta-data|dynamic|[ -~é]{0,20})){0,6}") {
+            let status = ask(&instance(), Method::GET, &path, &[]).status();
+            prop_assert!([200, 400, 404, 405].contains(&status.as_u16()), "{status}");
+        }
+    }
+}

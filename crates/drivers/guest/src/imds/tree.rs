@@ -301,3 +301,247 @@ impl serde_json::ser::Formatter for Spaced {
         writer.write_all(b" : ")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{PUBLIC_IP, instance, interface};
+
+    fn find(instance: &Instance, path: &str) -> Option<String> {
+        let segments: Vec<_> = path.split('/').filter(|segment| !segment.is_empty()).collect();
+        lookup(instance, &segments).map(|content| match content {
+            Content::Text(bytes) | Content::Data(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        })
+    }
+
+    fn value(path: &str) -> Option<String> {
+        find(&instance(), path)
+    }
+
+    #[test]
+    fn versions_sort_as_they_came() {
+        assert!(VERSIONS.is_sorted());
+        let listed = value("/").unwrap();
+        assert!(listed.starts_with("1.0\n2007-01-19\n"), "{listed}");
+        assert!(listed.ends_with("\n2021-03-23\n2021-07-15\n2022-09-24\n2024-04-11\nlatest"), "{listed}");
+    }
+
+    #[test]
+    fn roots_are_listed_bare_and_directories_with_a_slash() {
+        assert_eq!(value("/latest").unwrap(), "dynamic\nmeta-data\nuser-data");
+        assert_eq!(
+            value("/latest/meta-data/").unwrap().lines().collect::<Vec<_>>(),
+            [
+                "ami-id",
+                "ami-launch-index",
+                "ami-manifest-path",
+                "block-device-mapping/",
+                "events/",
+                "hostname",
+                "instance-action",
+                "instance-id",
+                "instance-life-cycle",
+                "instance-type",
+                "local-hostname",
+                "local-ipv4",
+                "mac",
+                "network/",
+                "placement/",
+                "profile",
+                "public-hostname",
+                "public-ipv4",
+                "public-keys/",
+                "reservation-id",
+                "security-groups",
+                "services/",
+                "system",
+            ]
+        );
+        assert_eq!(value("/latest/meta-data"), value("/latest/meta-data/"));
+        assert_eq!(value("/latest/dynamic").unwrap(), "fws/\ninstance-identity/");
+        assert_eq!(value("/latest/dynamic/instance-identity/").unwrap(), "document");
+    }
+
+    #[test]
+    fn leaves_hold_what_the_instance_is() {
+        for (path, expected) in [
+            ("ami-id", "ami-0123456789abcdef0"),
+            ("ami-launch-index", "3"),
+            ("block-device-mapping", "ami\nebs1\nebs2\nroot"),
+            ("block-device-mapping/ami", "/dev/xvda"),
+            ("block-device-mapping/ebs1", "sdf"),
+            ("block-device-mapping/ebs2", "xvdg"),
+            ("block-device-mapping/root", "/dev/xvda"),
+            ("events/maintenance/scheduled", "[]"),
+            ("hostname", "ip-172-31-16-5.ec2.internal"),
+            ("instance-id", "i-0123456789abcdef0"),
+            ("instance-life-cycle", "on-demand"),
+            ("instance-type", "t3.micro"),
+            ("local-ipv4", "172.31.16.5"),
+            ("mac", "02:7a:00:10:20:3f"),
+            ("placement", "availability-zone\navailability-zone-id\nregion"),
+            ("placement/availability-zone", "us-east-1a"),
+            ("placement/region", "us-east-1"),
+            ("public-hostname", "ec2-198-18-0-5.compute-1.amazonaws.com"),
+            ("public-ipv4", "198.18.0.5"),
+            ("public-keys", "0=my key"),
+            ("public-keys/0", "openssh-key"),
+            ("public-keys/0/openssh-key", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ my key"),
+            ("security-groups", "default\nweb"),
+            ("services/domain", "amazonaws.com"),
+            ("services/partition", "aws"),
+        ] {
+            assert_eq!(value(&format!("/latest/meta-data/{path}")).as_deref(), Some(expected), "{path}");
+        }
+    }
+
+    #[test]
+    fn interfaces_are_found_by_their_hardware_address() {
+        let macs = "/latest/meta-data/network/interfaces/macs";
+        assert_eq!(value(macs).unwrap(), "02:7a:00:10:20:3f/");
+        for (path, expected) in [
+            ("device-number", "0"),
+            ("interface-id", "eni-0123456789abcdef0"),
+            ("ipv4-associations", "198.18.0.5"),
+            ("ipv4-associations/198.18.0.5", "172.31.16.5"),
+            ("local-hostname", "ip-172-31-16-5.ec2.internal"),
+            ("local-ipv4s", "172.31.16.5"),
+            ("network-card-index", "0"),
+            ("owner-id", "123456789012"),
+            ("public-ipv4s", "198.18.0.5"),
+            ("security-group-ids", "sg-0aaaaaaaaaaaaaaaa\nsg-0bbbbbbbbbbbbbbbb"),
+            ("security-groups", "default\nweb"),
+            ("subnet-id", "subnet-0123456789abcdef0"),
+            ("subnet-ipv4-cidr-block", "172.31.16.0/20"),
+            ("vpc-id", "vpc-0123456789abcdef0"),
+            ("vpc-ipv4-cidr-block", "172.31.0.0/16"),
+            ("vpc-ipv4-cidr-blocks", "172.31.0.0/16"),
+        ] {
+            assert_eq!(
+                value(&format!("{macs}/02:7a:00:10:20:3f/{path}")).as_deref(),
+                Some(expected),
+                "{path}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_second_interface_has_a_directory_of_its_own_and_changes_nothing_else() {
+        let mut instance = instance();
+        let second = Interface {
+            device_index: 1,
+            mac: "02:00:00:00:00:01".parse().unwrap(),
+            private_ip: [172, 31, 16, 6].into(),
+            public_ip: None,
+            ..interface()
+        };
+        instance.interfaces.push(second.into());
+        let macs = "/latest/meta-data/network/interfaces/macs";
+        assert_eq!(find(&instance, macs).unwrap(), "02:00:00:00:00:01/\n02:7a:00:10:20:3f/");
+        assert_eq!(find(&instance, &format!("{macs}/02:00:00:00:00:01/device-number")).unwrap(), "1");
+        assert_eq!(find(&instance, &format!("{macs}/02:00:00:00:00:01/public-ipv4s")), None);
+        assert_eq!(find(&instance, "/latest/meta-data/local-ipv4").unwrap(), "172.31.16.5");
+    }
+
+    #[test]
+    fn what_an_instance_has_not_is_absent() {
+        let mut instance = instance();
+        instance.public_key = None;
+        instance.user_data = None;
+        instance.volumes.clear();
+        instance.interfaces = vec![Interface { public_ip: None, ..interface() }.into()];
+        for path in [
+            "meta-data/public-keys",
+            "meta-data/public-keys/0/openssh-key",
+            "meta-data/public-ipv4",
+            "meta-data/public-hostname",
+            "meta-data/block-device-mapping/ebs1",
+            "meta-data/iam",
+            "meta-data/iam/security-credentials",
+            "meta-data/tags",
+            "meta-data/spot/instance-action",
+            "meta-data/nothing",
+            "meta-data/ami-id/x",
+            "dynamic/instance-identity/signature",
+            "user-data",
+            "user-data/x",
+        ] {
+            assert_eq!(find(&instance, &format!("/latest/{path}")), None, "{path}");
+        }
+        assert_eq!(find(&instance, "/latest").unwrap(), "dynamic\nmeta-data");
+        instance.interfaces.clear();
+        assert_eq!(find(&instance, "/latest/meta-data/mac"), None);
+        assert_eq!(find(&instance, "/latest/meta-data/ami-id").unwrap(), "ami-0123456789abcdef0");
+    }
+
+    #[test]
+    fn a_version_shows_what_there_was_then() {
+        assert_eq!(value("/1.0/meta-data/ami-id").unwrap(), "ami-0123456789abcdef0");
+        assert_eq!(value("/1.0/meta-data/network"), None);
+        assert_eq!(value("/2009-04-04/meta-data/mac"), None);
+        assert!(value("/2009-04-04/meta-data/block-device-mapping/root").is_some());
+        assert!(value("/2011-01-01/meta-data/mac").is_some());
+        assert_eq!(value("/2018-09-24/meta-data/placement").unwrap(), "availability-zone");
+        assert_eq!(
+            value("/2024-04-11/meta-data/").unwrap(),
+            value("/latest/meta-data/").unwrap(),
+            "the newest build is the latest"
+        );
+        assert_eq!(value("/2010-01-01/meta-data/ami-id"), None);
+        assert_eq!(value("/2010-01-01"), None);
+    }
+
+    #[test]
+    fn tags_show_when_the_instance_allows_it() {
+        let mut instance = instance();
+        instance.metadata_options.instance_tags = true;
+        assert_eq!(find(&instance, "/latest/meta-data/tags/").unwrap(), "instance/");
+        assert_eq!(find(&instance, "/latest/meta-data/tags/instance").unwrap(), "Name");
+        assert_eq!(find(&instance, "/latest/meta-data/tags/instance/Name").unwrap(), "my server");
+        assert_eq!(find(&instance, "/2021-01-03/meta-data/tags"), None);
+    }
+
+    #[test]
+    fn user_data_comes_as_it_was_given() {
+        let found = lookup(&instance(), &["latest", "user-data"]);
+        assert_eq!(found, Some(Content::Data((&b"#!/bin/sh\necho \xff\n"[..]).into())));
+    }
+
+    #[test]
+    fn the_identity_document_is_laid_out_as_scripts_expect() {
+        let document = value("/latest/dynamic/instance-identity/document").unwrap();
+        assert_eq!(
+            document,
+            r#"{
+  "accountId" : "123456789012",
+  "architecture" : "x86_64",
+  "availabilityZone" : "us-east-1a",
+  "billingProducts" : null,
+  "devpayProductCodes" : null,
+  "marketplaceProductCodes" : null,
+  "imageId" : "ami-0123456789abcdef0",
+  "instanceId" : "i-0123456789abcdef0",
+  "instanceType" : "t3.micro",
+  "kernelId" : null,
+  "pendingTime" : "2026-01-31T12:00:05Z",
+  "privateIp" : "172.31.16.5",
+  "ramdiskId" : null,
+  "region" : "us-east-1",
+  "version" : "2017-09-30"
+}"#
+        );
+    }
+
+    #[test]
+    fn public_names_follow_the_public_address() {
+        let mut instance = instance();
+        instance.interfaces =
+            vec![Interface { public_ip: Some([198, 18, 0, 77].into()), ..interface() }.into()];
+        assert_eq!(find(&instance, "/latest/meta-data/public-ipv4").unwrap(), "198.18.0.77");
+        assert_ne!(
+            find(&instance, "/latest/meta-data/public-hostname"),
+            value("/latest/meta-data/public-hostname")
+        );
+        assert_eq!(find(&instance, &format!("/latest/meta-data/{PUBLIC_IP}")), None);
+    }
+}
