@@ -1,0 +1,496 @@
+//! The driver: from a VPC's specification to namespaces, links, routes and rules.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt::Write as _;
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ipnet::Ipv4Net;
+use serde::Deserialize;
+
+use crate::names::{interface_name, uplink_name, valid_id};
+use crate::spec::{InterfaceSpec, VpcSpec};
+use crate::{Error, command, namespace, ruleset};
+
+/// The namespace's end of the veth pair to the host.
+pub(crate) const UPLINK: &str = "uplink";
+
+/// The metadata service, and the resolver's address that does not depend on the VPC.
+const SERVICE_ADDRESSES: [Ipv4Addr; 2] =
+    [Ipv4Addr::new(169, 254, 169, 254), Ipv4Addr::new(169, 254, 169, 253)];
+
+/// What the driver is told once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Prefix of everything on the machine that has a name of its own, as `haar`; it tells daemons on one machine apart.
+    pub name: String,
+    /// The pool of public addresses, at least a /29.
+    pub public_pool: Ipv4Net,
+}
+
+/// Makes the machine's networks match specifications. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Driver {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: Config,
+    /// What this process has last applied to each VPC; the lock is held while a VPC is worked on.
+    applied: Mutex<HashMap<String, Arc<Mutex<Applied>>>>,
+    host: Mutex<bool>,
+}
+
+#[derive(Debug, Default)]
+struct Applied {
+    /// The namespace, its uplink and its own addresses are as asked for.
+    base: Option<(Ipv4Net, Vec<Ipv4Net>, bool)>,
+    interfaces: BTreeMap<String, InterfaceSpec>,
+    public: BTreeSet<Ipv4Addr>,
+    rules: String,
+}
+
+impl Driver {
+    /// A driver; nothing is made yet.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when the name or the pool cannot be used.
+    pub fn new(config: Config) -> Result<Self, Error> {
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if config.name.is_empty() || config.name.len() > 32 || !config.name.chars().all(plain) {
+            return Err(Error::Invalid(format!(
+                "the name '{}' is not 1 to 32 lower-case letters, digits and dashes",
+                config.name
+            )));
+        }
+        if config.public_pool.prefix_len() > 29 {
+            return Err(Error::Invalid(format!(
+                "the public pool {} is smaller than a /29",
+                config.public_pool
+            )));
+        }
+        Ok(Self { inner: Arc::new(Inner { config, applied: Mutex::default(), host: Mutex::new(false) }) })
+    }
+
+    /// The host's address on every uplink: what guests see the host as.
+    #[must_use]
+    pub fn host_address(&self) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.inner.config.public_pool.network()) + 1)
+    }
+
+    /// Path of a VPC's namespace, for `setns(2)`.
+    #[must_use]
+    pub fn namespace(&self, vpc_id: &str) -> PathBuf {
+        namespace::path(&self.inner.namespace_name(vpc_id))
+    }
+
+    /// Makes the machine match the specification. Interfaces that are not in it are removed.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] before anything is changed; else what the system said. A later call mends what was left.
+    pub async fn sync(&self, vpc: VpcSpec) -> Result<(), Error> {
+        self.blocking(move |inner| inner.sync(&vpc)).await
+    }
+
+    /// Removes a VPC's network. There may be none.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub async fn remove(&self, vpc_id: &str) -> Result<(), Error> {
+        let vpc_id = vpc_id.to_owned();
+        self.blocking(move |inner| inner.remove(&vpc_id)).await
+    }
+
+    /// Ids of the VPCs that have a network on this machine, of this driver's name.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub async fn list(&self) -> Result<Vec<String>, Error> {
+        self.blocking(|inner| inner.list()).await
+    }
+
+    /// Removes every VPC's network and what was made on the host.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub async fn remove_all(&self) -> Result<(), Error> {
+        self.blocking(|inner| {
+            for vpc_id in inner.list()? {
+                inner.remove(&vpc_id)?;
+            }
+            *lock(&inner.host) = false;
+            let table = &inner.config.name;
+            command::nft(&format!("table inet {table}\ndelete table inet {table}\n"))
+        })
+        .await
+    }
+
+    /// Index, in the VPC's namespace, of each of these interfaces that exists.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub async fn interface_indexes(
+        &self,
+        vpc_id: &str,
+        ids: Vec<String>,
+    ) -> Result<HashMap<String, u32>, Error> {
+        let name = self.inner.namespace_name(vpc_id);
+        self.blocking(move |_| {
+            namespace::within(&name, || {
+                let index = |id: &String| nix::net::if_::if_nametoindex(interface_name(id).as_str()).ok();
+                Ok(ids.iter().filter_map(|id| Some((id.clone(), index(id)?))).collect())
+            })
+        })
+        .await
+    }
+
+    /// A UDP socket in the VPC's namespace.
+    ///
+    /// # Errors
+    /// [`Error::NoNamespace`], or what the system said.
+    pub async fn bind_udp(&self, vpc_id: &str, address: SocketAddrV4) -> Result<UdpSocket, Error> {
+        self.bind(vpc_id, move || UdpSocket::bind(address), address).await
+    }
+
+    /// A listening TCP socket in the VPC's namespace.
+    ///
+    /// # Errors
+    /// [`Error::NoNamespace`], or what the system said.
+    pub async fn bind_tcp(&self, vpc_id: &str, address: SocketAddrV4) -> Result<TcpListener, Error> {
+        self.bind(vpc_id, move || TcpListener::bind(address), address).await
+    }
+
+    async fn bind<S: Send + 'static>(
+        &self,
+        vpc_id: &str,
+        make: impl FnOnce() -> std::io::Result<S> + Send + 'static,
+        address: SocketAddrV4,
+    ) -> Result<S, Error> {
+        let name = self.inner.namespace_name(vpc_id);
+        self.blocking(move |_| {
+            namespace::within(&name, || make().map_err(Error::io(format!("bind {address} in {name}"))))
+        })
+        .await
+    }
+
+    /// Runs blocking work that goes on to its end even when the caller stops waiting.
+    async fn blocking<R: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> Result<R, Error> + Send + 'static,
+    ) -> Result<R, Error> {
+        let inner = self.inner.clone();
+        match tokio::task::spawn_blocking(move || work(&inner)).await {
+            Ok(result) => result,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+}
+
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // What is behind the locks is only a memory of what was done: after a panic, more is done again.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Inner {
+    fn namespace_name(&self, vpc_id: &str) -> String {
+        format!("{}-{vpc_id}", self.config.name)
+    }
+
+    fn list(&self) -> Result<Vec<String>, Error> {
+        let prefix = format!("{}-", self.config.name);
+        let names = namespace::list(&prefix)?;
+        Ok(names
+            .iter()
+            .map(|name| name[prefix.len()..].to_owned())
+            .filter(|id| valid_id(id, "vpc"))
+            .collect())
+    }
+
+    fn applied(&self, vpc_id: &str) -> Arc<Mutex<Applied>> {
+        lock(&self.applied).entry(vpc_id.to_owned()).or_default().clone()
+    }
+
+    fn remove(&self, vpc_id: &str) -> Result<(), Error> {
+        let applied = self.applied(vpc_id);
+        let mut applied = lock(&applied);
+        *applied = Applied::default();
+        // The host's routes go with the uplink. The kernel clears a namespace in its own time, and not at all while a process
+        // holds a socket in it, so the uplink does not wait for that.
+        delete_links(&[uplink_name(vpc_id)])?;
+        namespace::remove(&self.namespace_name(vpc_id))
+    }
+
+    fn sync(&self, vpc: &VpcSpec) -> Result<(), Error> {
+        check(vpc)?;
+        self.ensure_host()?;
+        let applied = self.applied(&vpc.id);
+        let mut applied = lock(&applied);
+        let name = self.namespace_name(&vpc.id);
+        if !namespace::exists(&name) {
+            *applied = Applied::default();
+        }
+        let base = (vpc.cidr, vpc.subnets.clone(), vpc.internet_gateway);
+        if applied.base.as_ref() != Some(&base) {
+            self.ensure_namespace(vpc, &name)?;
+            // What an earlier process left is looked up once.
+            applied.interfaces.clear();
+            let present = namespace::within(&name, present_interfaces)?;
+            let wanted: BTreeSet<_> = vpc.interfaces.iter().map(|i| interface_name(&i.id)).collect();
+            let stale: Vec<_> = present.into_iter().filter(|name| !wanted.contains(name)).collect();
+            namespace::within(&name, || delete_links(&stale))?;
+            applied.base = Some(base);
+        }
+        // Rules first: an interface never exists without its rules.
+        let rules = ruleset::of_vpc(vpc);
+        if applied.rules != rules {
+            applied.rules.clear();
+            namespace::within(&name, || command::nft(&rules))?;
+            applied.rules = rules;
+        }
+        sync_interfaces(vpc, &name, &mut applied)?;
+        self.sync_public_routes(vpc, &mut applied)
+    }
+
+    /// Makes the host forward and masquerade for the public pool.
+    fn ensure_host(&self) -> Result<(), Error> {
+        let mut done = lock(&self.host);
+        if *done {
+            return Ok(());
+        }
+        write_sysctl("net/ipv4/ip_forward", "1")?;
+        let Config { name, public_pool } = &self.config;
+        command::nft(&format!(
+            "table inet {name}\ndelete table inet {name}\ntable inet {name} {{\n \
+             chain postrouting {{\n  type nat hook postrouting priority srcnat;\n  \
+             ip saddr {public_pool} ip daddr != {public_pool} masquerade\n }}\n}}\n"
+        ))?;
+        *done = true;
+        Ok(())
+    }
+
+    /// Makes the namespace, its addresses and its uplink.
+    fn ensure_namespace(&self, vpc: &VpcSpec, name: &str) -> Result<(), Error> {
+        namespace::create(name)?;
+        let mut batch = String::from("link set lo up\n");
+        for address in local_addresses(vpc) {
+            let _ = writeln!(batch, "address replace {address}/32 dev lo");
+        }
+        // An address of the VPC that no interface has is nowhere, rather than beyond the gateway.
+        let _ = writeln!(batch, "route replace unreachable {}", vpc.cidr);
+        namespace::within(name, || {
+            // IPv6 is not offered, so none of it moves.
+            write_sysctl("net/ipv6/conf/all/disable_ipv6", "1").or_else(ignore_missing)?;
+            write_sysctl("net/ipv6/conf/default/disable_ipv6", "1").or_else(ignore_missing)?;
+            write_sysctl("net/ipv4/ip_forward", "1")?;
+            write_sysctl("net/ipv4/conf/all/send_redirects", "0")?;
+            write_sysctl("net/ipv4/conf/default/send_redirects", "0")?;
+            command::ip(&batch)
+        })?;
+        let host_name = uplink_name(&vpc.id);
+        let has_uplink = nix::net::if_::if_nametoindex(host_name.as_str()).is_ok();
+        if !vpc.internet_gateway {
+            return if has_uplink { command::ip(&format!("link delete {host_name}\n")) } else { Ok(()) };
+        }
+        let pool = u32::from(self.config.public_pool.network());
+        let (host_end, vpc_end) = (Ipv4Addr::from(pool + 1), Ipv4Addr::from(pool + 2));
+        let mut batch = String::new();
+        if !has_uplink {
+            let _ = writeln!(batch, "link add {host_name} type veth peer name {UPLINK} netns {name}");
+        }
+        let _ = write!(batch, "address replace {host_end}/32 dev {host_name}\nlink set {host_name} up\n");
+        command::ip(&batch)?;
+        write_sysctl(&format!("net/ipv4/conf/{host_name}/send_redirects"), "0")?;
+        // A guest may reach another one of the pool through the same uplink it came by.
+        write_sysctl(&format!("net/ipv4/conf/{host_name}/rp_filter"), "0")?;
+        namespace::within(name, || {
+            command::ip(&format!(
+                "address replace {vpc_end}/32 dev {UPLINK}\nlink set {UPLINK} up\n\
+                 route replace default via {host_end} dev {UPLINK} onlink\n"
+            ))
+        })
+    }
+
+    /// Routes the public addresses of the VPC's interfaces to its uplink.
+    fn sync_public_routes(&self, vpc: &VpcSpec, applied: &mut Applied) -> Result<(), Error> {
+        let wanted: BTreeSet<Ipv4Addr> = if vpc.internet_gateway {
+            vpc.interfaces.iter().filter_map(|interface| interface.public_ip).collect()
+        } else {
+            BTreeSet::new()
+        };
+        let host_name = uplink_name(&vpc.id);
+        let pool = u32::from(self.config.public_pool.network());
+        let (host_end, vpc_end) = (Ipv4Addr::from(pool + 1), Ipv4Addr::from(pool + 2));
+        if applied.public.is_empty() && vpc.internet_gateway {
+            applied.public = routed_addresses(&host_name)?;
+        }
+        let mut batch = String::new();
+        for address in applied.public.difference(&wanted) {
+            let _ = writeln!(batch, "route delete {address}/32 dev {host_name}");
+        }
+        for address in wanted.difference(&applied.public) {
+            let _ = writeln!(
+                batch,
+                "route replace {address}/32 via {vpc_end} dev {host_name} src {host_end} onlink"
+            );
+        }
+        let result = command::ip(&batch);
+        // After a failure, what is there is read again.
+        applied.public = if result.is_ok() { wanted } else { BTreeSet::new() };
+        result
+    }
+}
+
+/// Checks everything that becomes part of a command or a ruleset.
+fn check(vpc: &VpcSpec) -> Result<(), Error> {
+    let id = |id: &str, prefix: &str| {
+        if valid_id(id, prefix) {
+            Ok(())
+        } else {
+            Err(Error::Invalid(format!("'{id}' is not an id of a {prefix}")))
+        }
+    };
+    id(&vpc.id, "vpc")?;
+    for interface in &vpc.interfaces {
+        id(&interface.id, "eni")?;
+        interface.groups.iter().try_for_each(|group| id(group, "sg"))?;
+        if !vpc.cidr.contains(&interface.private_ip) {
+            return Err(Error::Invalid(format!(
+                "{} of {} is not in {}",
+                interface.private_ip, interface.id, vpc.cidr
+            )));
+        }
+    }
+    for group in &vpc.groups {
+        id(&group.id, "sg")?;
+        for rule in group.ingress.iter().chain(&group.egress) {
+            if let crate::Peer::Group(peer) = &rule.peer {
+                id(peer, "sg")?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Addresses at which the namespace itself answers: the router of each subnet, the resolver, the metadata service.
+fn local_addresses(vpc: &VpcSpec) -> BTreeSet<Ipv4Addr> {
+    let mut addresses = BTreeSet::from(SERVICE_ADDRESSES);
+    addresses.insert(Ipv4Addr::from(u32::from(vpc.cidr.network()) + 2));
+    addresses.extend(vpc.subnets.iter().map(|subnet| Ipv4Addr::from(u32::from(subnet.network()) + 1)));
+    addresses
+}
+
+fn sync_interfaces(vpc: &VpcSpec, name: &str, applied: &mut Applied) -> Result<(), Error> {
+    let wanted: BTreeMap<_, _> = vpc.interfaces.iter().map(|i| (i.id.clone(), i.clone())).collect();
+    let gone: Vec<_> = applied.interfaces.keys().filter(|id| !wanted.contains_key(*id)).cloned().collect();
+    let changed: Vec<_> = vpc
+        .interfaces
+        .iter()
+        .filter(|i| applied.interfaces.get(&i.id).is_none_or(|was| !same_link(was, i)))
+        .collect();
+    if gone.is_empty() && changed.is_empty() {
+        applied.interfaces = wanted;
+        return Ok(());
+    }
+    for id in gone.iter().chain(changed.iter().map(|i| &i.id)) {
+        applied.interfaces.remove(id);
+    }
+    namespace::within(name, || {
+        delete_links(&gone.iter().map(|id| interface_name(id)).collect::<Vec<_>>())?;
+        let (mut links, mut shaping) = (String::new(), String::new());
+        for interface in &changed {
+            let tap = interface_name(&interface.id);
+            if nix::net::if_::if_nametoindex(tap.as_str()).is_err() {
+                let _ = writeln!(links, "tuntap add dev {tap} mode tap");
+            }
+            let InterfaceSpec { id, private_ip, .. } = interface;
+            let mac = interface.mac.map(|byte| format!("{byte:02x}")).join(":");
+            let _ = write!(
+                links,
+                "link set {tap} alias {id} up\nroute replace {private_ip}/32 dev {tap}\n\
+                 neighbour replace {private_ip} lladdr {mac} dev {tap} nud permanent\n"
+            );
+            if let Some(mbps) = interface.bandwidth_mbps {
+                // A burst of 50 ms, but never less than a few packets.
+                let burst = (mbps * 1_000_000 / 8 / 20).max(64 * 1024);
+                let _ = writeln!(
+                    shaping,
+                    "qdisc replace dev {tap} root tbf rate {mbps}mbit burst {burst} latency 50ms"
+                );
+            }
+        }
+        command::ip(&links)?;
+        for interface in &changed {
+            let tap = interface_name(&interface.id);
+            // The namespace answers for every address that lies elsewhere, at once.
+            write_sysctl(&format!("net/ipv4/conf/{tap}/proxy_arp"), "1")?;
+            write_sysctl(&format!("net/ipv4/neigh/{tap}/proxy_delay"), "0")?;
+        }
+        command::tc(&shaping)
+    })?;
+    applied.interfaces = wanted;
+    Ok(())
+}
+
+/// Whether the links of two specifications of an interface are the same; rules apart.
+fn same_link(a: &InterfaceSpec, b: &InterfaceSpec) -> bool {
+    (a.mac, a.private_ip, a.bandwidth_mbps) == (b.mac, b.private_ip, b.bandwidth_mbps)
+}
+
+fn delete_links(names: &[String]) -> Result<(), Error> {
+    let mut batch = String::new();
+    for name in names {
+        if nix::net::if_::if_nametoindex(name.as_str()).is_ok() {
+            let _ = writeln!(batch, "link delete {name}");
+        }
+    }
+    command::ip(&batch)
+}
+
+#[derive(Deserialize)]
+struct Link {
+    ifname: String,
+    ifalias: Option<String>,
+}
+
+/// Names of the interfaces in the calling thread's namespace that stand for a network interface.
+fn present_interfaces() -> Result<Vec<String>, Error> {
+    let links: Vec<Link> = parse("ip", &command::run("ip", &["-json", "link", "show"], "")?)?;
+    // Those that were made but not yet named in full count too: the name alone tells.
+    let ours = |link: &Link| {
+        link.ifalias.as_ref().is_some_and(|id| valid_id(id, "eni")) || link.ifname.starts_with('h')
+    };
+    Ok(links.into_iter().filter(ours).map(|link| link.ifname).collect())
+}
+
+#[derive(Deserialize)]
+struct RouteEntry {
+    dst: String,
+}
+
+/// Addresses that the host routes to an uplink.
+fn routed_addresses(host_name: &str) -> Result<BTreeSet<Ipv4Addr>, Error> {
+    let routes: Vec<RouteEntry> =
+        parse("ip", &command::run("ip", &["-json", "route", "show", "dev", host_name], "")?)?;
+    Ok(routes.iter().filter_map(|route| route.dst.parse().ok()).collect())
+}
+
+fn parse<T: serde::de::DeserializeOwned>(tool: &'static str, json: &str) -> Result<Vec<T>, Error> {
+    if json.trim().is_empty() {
+        return Ok(Vec::new());
+    }
+    serde_json::from_str(json)
+        .map_err(|error| Error::Tool { tool, stderr: format!("printed what cannot be read: {error}") })
+}
+
+fn write_sysctl(name: &str, value: &str) -> Result<(), Error> {
+    std::fs::write(format!("/proc/sys/{name}"), value).map_err(Error::io(format!("set {name}")))
+}
+
+fn ignore_missing(error: Error) -> Result<(), Error> {
+    match error {
+        Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => Err(other),
+    }
+}
