@@ -1,1 +1,21 @@
-//! What every service shares: ids, ARNs, tags, filters, pagination, idempotency and the reconcile loop.
+//! What every service shares.
+//!
+//! For services: [`IdType`] and [`Arn`]; [`tags`]; [`FilterTable`] for the filters and `Paginator` for the pages of
+//! describe operations; `idempotent` for client tokens; `transact`, which commits for a request. For the node:
+//! [`reconcile`], the loop that makes reality match records. A store that services use needs the record types of
+//! `register`.
+
+mod arn;
+mod filter;
+mod fingerprint;
+mod id;
+pub mod reconcile;
+mod secret;
+pub mod tags;
+
+pub use arn::{Arn, NotAnArn};
+pub use filter::{Accessor, FilterError, FilterTable, Filters, Pattern, Probe};
+pub use fingerprint::Fingerprint;
+pub use id::{IdError, IdType, is_id, new_id};
+pub use secret::Secret;
+pub use tags::{TagError, Tags};

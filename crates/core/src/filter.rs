@@ -1,0 +1,501 @@
+//! Filters of describe operations (EC2 API Reference, `Filter`; EC2 User Guide, "Find your Amazon EC2 resources").
+//!
+//! A service declares once which filters an operation has and where their values come from, as a [`FilterTable`]. A
+//! request's filters are checked and compiled against the table, and then asked for every record.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
+
+use crate::id::shorten;
+use crate::tags::Tags;
+
+/// Most values of all filters of a request together.
+pub const MAX_VALUES: usize = 200;
+
+/// Most characters of a value.
+pub const MAX_VALUE_CHARS: usize = 255;
+
+/// Why filters are refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FilterError {
+    /// The operation has no such filter.
+    #[error("The filter '{0}' is invalid")]
+    Unknown(String),
+    /// A filter without values.
+    #[error("The filter '{0}' must have at least one value")]
+    NoValues(String),
+    /// Too many values.
+    #[error("The maximum number of filter values specified on a single call is {MAX_VALUES}")]
+    TooManyValues,
+    /// A value that is too long.
+    #[error("The maximum length for a filter value is {MAX_VALUE_CHARS} characters")]
+    ValueTooLong,
+}
+
+impl FilterError {
+    /// EC2's error code.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Unknown(_) | Self::NoValues(_) => "InvalidParameterValue",
+            Self::TooManyValues | Self::ValueTooLong => "FilterLimitExceeded",
+        }
+    }
+}
+
+/// Shows the values of a record for one filter to a [`Probe`]. `C` is what it needs besides the record.
+pub type Accessor<T, C> = fn(&T, &C, &mut Probe<'_>);
+
+/// The filters that an operation has.
+///
+/// ```
+/// use haar_core::{FilterTable, Tags};
+///
+/// struct Disk { id: String, gib: u32, tags: Tags }
+///
+/// const FILTERS: FilterTable<Disk> = FilterTable::<Disk>::new(&[
+///     ("volume-id", |disk, (), probe| probe.value(&disk.id)),
+///     ("size", |disk, (), probe| probe.display(disk.gib)),
+/// ])
+/// .with_tags(|disk| &disk.tags);
+///
+/// let request = [("size", vec!["8", "16"]), ("tag:Name", vec!["web-*"])];
+/// let filters = FILTERS.parse(request.iter().map(|(name, values)| (Some(*name), values.iter().copied())))?;
+/// let tags = Tags::from([("Name".into(), "web-1".into())]);
+/// assert!(filters.matches(&Disk { id: "vol-1".into(), gib: 16, tags }, &()));
+/// # Ok::<_, haar_core::FilterError>(())
+/// ```
+pub struct FilterTable<T: 'static, C: 'static = ()> {
+    filters: &'static [(&'static str, Accessor<T, C>)],
+    tags: Option<fn(&T) -> &Tags>,
+}
+
+impl<T, C> FilterTable<T, C> {
+    /// Filters by name.
+    #[must_use]
+    pub const fn new(filters: &'static [(&'static str, Accessor<T, C>)]) -> Self {
+        Self { filters, tags: None }
+    }
+
+    /// Adds `tag:KEY`, `tag-key` and `tag-value`.
+    #[must_use]
+    pub const fn with_tags(mut self, tags: fn(&T) -> &Tags) -> Self {
+        self.tags = Some(tags);
+        self
+    }
+
+    /// Checks the filters of a request and makes them ready for many records.
+    ///
+    /// # Errors
+    /// Every [`FilterError`].
+    pub fn parse<'a, V>(
+        &self,
+        filters: impl IntoIterator<Item = (Option<&'a str>, V)>,
+    ) -> Result<Filters<T, C>, FilterError>
+    where
+        V: IntoIterator<Item = &'a str>,
+    {
+        let mut parsed = Filters { filters: Vec::new() };
+        let mut count = 0;
+        for (name, values) in filters {
+            let name = name.unwrap_or("null");
+            let source = self.source(name).ok_or_else(|| FilterError::Unknown(shorten(name).to_owned()))?;
+            let mut values_of = Values::default();
+            let mut raw = Vec::new();
+            for value in values {
+                count += 1;
+                if count > MAX_VALUES {
+                    return Err(FilterError::TooManyValues);
+                }
+                if value.chars().nth(MAX_VALUE_CHARS).is_some() {
+                    return Err(FilterError::ValueTooLong);
+                }
+                values_of.add(value);
+                raw.push(value.to_owned());
+            }
+            if raw.is_empty() {
+                return Err(FilterError::NoValues(shorten(name).to_owned()));
+            }
+            values_of.literals.sort_unstable();
+            parsed.filters.push(Filter { name: name.to_owned(), raw, source, values: values_of });
+        }
+        Ok(parsed)
+    }
+
+    fn source(&self, name: &str) -> Option<Source<T, C>> {
+        if let Some((_, accessor)) = self.filters.iter().find(|(known, _)| *known == name) {
+            return Some(Source::Accessor(*accessor));
+        }
+        let tags = self.tags?;
+        match name {
+            "tag-key" => Some(Source::TagKeys(tags)),
+            "tag-value" => Some(Source::TagValues(tags)),
+            _ => name.strip_prefix("tag:").map(|key| Source::Tag(tags, key.to_owned())),
+        }
+    }
+}
+
+/// The filters of a request.
+pub struct Filters<T, C = ()> {
+    filters: Vec<Filter<T, C>>,
+}
+
+struct Filter<T, C> {
+    name: String,
+    /// Values as they came.
+    raw: Vec<String>,
+    source: Source<T, C>,
+    values: Values,
+}
+
+enum Source<T, C> {
+    Accessor(Accessor<T, C>),
+    Tag(fn(&T) -> &Tags, String),
+    TagKeys(fn(&T) -> &Tags),
+    TagValues(fn(&T) -> &Tags),
+}
+
+impl<T, C> Filters<T, C> {
+    /// Whether a record passes: every filter has a value that one of the record's values matches.
+    #[must_use]
+    pub fn matches(&self, record: &T, context: &C) -> bool {
+        self.filters.iter().all(|filter| {
+            let mut probe = Probe { values: &filter.values, matched: false, buffer: String::new() };
+            match &filter.source {
+                Source::Accessor(accessor) => accessor(record, context, &mut probe),
+                Source::Tag(tags, key) => {
+                    tags(record).get(key).into_iter().for_each(|value| probe.value(value));
+                }
+                Source::TagKeys(tags) => tags(record).keys().for_each(|key| probe.value(key)),
+                Source::TagValues(tags) => tags(record).values().for_each(|value| probe.value(value)),
+            }
+            probe.matched
+        })
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.filters.is_empty()
+    }
+
+    /// The values of the first filter of this name, if all of them stand for themselves: records that pass have one of
+    /// them, so that an index can find these records.
+    #[must_use]
+    pub fn literals(&self, name: &str) -> Option<&[String]> {
+        let filter = self.filters.iter().find(|filter| filter.name == name)?;
+        filter.values.patterns.is_empty().then_some(filter.values.literals.as_slice())
+    }
+
+    /// Names and values as they came, for a [`Fingerprint`](crate::Fingerprint).
+    pub fn raw(&self) -> BTreeMap<&str, &[String]> {
+        self.filters.iter().map(|filter| (filter.name.as_str(), filter.raw.as_slice())).collect()
+    }
+}
+
+impl<T, C> fmt::Debug for Filters<T, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.filters.iter().map(|filter| (&filter.name, &filter.raw))).finish()
+    }
+}
+
+/// Takes the values that a record has for a filter.
+pub struct Probe<'f> {
+    values: &'f Values,
+    matched: bool,
+    buffer: String,
+}
+
+impl Probe<'_> {
+    /// One value.
+    pub fn value(&mut self, value: &str) {
+        self.matched = self.matched || self.values.match_any(value);
+    }
+
+    /// A value that may be absent, or several.
+    pub fn values<'v>(&mut self, values: impl IntoIterator<Item = &'v str>) {
+        values.into_iter().for_each(|value| self.value(value));
+    }
+
+    /// A value that is written out: a number, an address, `true` or `false`.
+    pub fn display(&mut self, value: impl fmt::Display) {
+        if !self.matched {
+            self.buffer.clear();
+            // Writing to a string does not fail.
+            let _ = write!(self.buffer, "{value}");
+            self.matched = self.values.match_any(&self.buffer);
+        }
+    }
+}
+
+/// The values of one filter.
+#[derive(Default)]
+struct Values {
+    /// Sorted, unescaped.
+    literals: Vec<String>,
+    patterns: Vec<Pattern>,
+}
+
+impl Values {
+    fn add(&mut self, value: &str) {
+        let pattern = Pattern::new(value);
+        match pattern.literal() {
+            Some(literal) => self.literals.push(literal),
+            None => self.patterns.push(pattern),
+        }
+    }
+
+    fn match_any(&self, value: &str) -> bool {
+        let literal = match self.literals.as_slice() {
+            [] => false,
+            [one] => one == value,
+            many => many.binary_search_by(|literal| literal.as_str().cmp(value)).is_ok(),
+        };
+        literal || self.patterns.iter().any(|pattern| pattern.matches(value))
+    }
+}
+
+/// A value with wildcards: `*` is zero or more characters, `?` zero or one, and `\` makes the character after it stand
+/// for itself. Case counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pattern {
+    tokens: Vec<Token>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Token {
+    Char(char),
+    /// `?`
+    Optional,
+    /// `*`
+    Any,
+}
+
+impl Pattern {
+    /// Reads a pattern; every text is one. A `\` at the end stands for itself.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        let mut tokens = Vec::with_capacity(text.len());
+        let mut chars = text.chars();
+        while let Some(c) = chars.next() {
+            let token = match c {
+                '*' => Token::Any,
+                '?' => Token::Optional,
+                '\\' => Token::Char(chars.next().unwrap_or('\\')),
+                c => Token::Char(c),
+            };
+            // What follows `*` directly adds nothing to it.
+            if tokens.last() != Some(&Token::Any) || matches!(token, Token::Char(_)) {
+                tokens.push(token);
+            }
+        }
+        Self { tokens }
+    }
+
+    /// The only text that matches, if there is only one.
+    #[must_use]
+    pub fn literal(&self) -> Option<String> {
+        self.tokens
+            .iter()
+            .map(|token| match token {
+                Token::Char(c) => Some(*c),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Whether the whole text matches. Takes time proportional to the lengths of both.
+    #[must_use]
+    pub fn matches(&self, text: &str) -> bool {
+        // `reach[n]`: the first n tokens match what was read so far.
+        let n = self.tokens.len();
+        let mut reach = vec![false; n + 1];
+        reach[0] = true;
+        self.skip(&mut reach);
+        for c in text.chars() {
+            let mut any = false;
+            // Backwards, so that every step sees the state before this character.
+            for i in (0..n).rev() {
+                let step = match self.tokens[i] {
+                    Token::Char(own) => reach[i] && own == c,
+                    Token::Optional => reach[i],
+                    // Either begins with this character, or goes on.
+                    Token::Any => reach[i] || reach[i + 1],
+                };
+                reach[i + 1] = step;
+                any |= step;
+            }
+            reach[0] = false;
+            if !any {
+                return false;
+            }
+            self.skip(&mut reach);
+        }
+        reach[n]
+    }
+
+    /// Passes over tokens that need no character.
+    fn skip(&self, reach: &mut [bool]) {
+        for (i, token) in self.tokens.iter().enumerate() {
+            if reach[i] && !matches!(token, Token::Char(_)) {
+                reach[i + 1] = true;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    struct Disk {
+        id: &'static str,
+        gib: u32,
+        zones: Vec<&'static str>,
+        tags: Tags,
+    }
+
+    const FILTERS: FilterTable<Disk, u32> = FilterTable::<Disk, u32>::new(&[
+        ("volume-id", |disk, _, probe| probe.value(disk.id)),
+        ("size", |disk, unit, probe| probe.display(disk.gib * unit)),
+        ("zone", |disk, _, probe| probe.values(disk.zones.iter().copied())),
+    ])
+    .with_tags(|disk| &disk.tags);
+
+    fn disk() -> Disk {
+        let tags = [("Name", "web-1"), ("stage", "prod"), ("a:b", "x*y")];
+        Disk {
+            id: "vol-1",
+            gib: 8,
+            zones: vec!["a", "b"],
+            tags: tags.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+        }
+    }
+
+    fn parse(filters: &[(&'static str, &[&'static str])]) -> Result<Filters<Disk, u32>, FilterError> {
+        FILTERS.parse(filters.iter().map(|(name, values)| (Some(*name), values.iter().copied())))
+    }
+
+    fn passes(filters: &[(&'static str, &[&'static str])]) -> bool {
+        parse(filters).unwrap().matches(&disk(), &2)
+    }
+
+    #[test]
+    fn values_are_alternatives_and_filters_conditions() {
+        assert!(passes(&[]));
+        assert!(passes(&[("volume-id", &["vol-2", "vol-1"])]));
+        assert!(!passes(&[("volume-id", &["vol-2", "VOL-1"])]));
+        assert!(passes(&[("volume-id", &["vol-1"]), ("size", &["16"])]));
+        assert!(!passes(&[("volume-id", &["vol-1"]), ("size", &["8"])]));
+        assert!(passes(&[("zone", &["b"])]));
+        assert!(!passes(&[("zone", &["c"])]));
+        assert!(!passes(&[("zone", &["a"]), ("zone", &["c"])]));
+    }
+
+    #[test]
+    fn tags_are_filters() {
+        assert!(passes(&[("tag:Name", &["web-*"])]));
+        assert!(!passes(&[("tag:name", &["web-1"])]));
+        assert!(!passes(&[("tag:Missing", &["*"])]));
+        assert!(passes(&[("tag:a:b", &["x\\*y"])]));
+        assert!(passes(&[("tag-key", &["stage"])]));
+        assert!(!passes(&[("tag-key", &["prod"])]));
+        assert!(passes(&[("tag-value", &["pro?"])]));
+        let untagged: FilterTable<Disk> = FilterTable::new(&[]);
+        let request = || [(Some("tag-key"), ["x"])];
+        assert_eq!(untagged.parse(request()).unwrap_err(), FilterError::Unknown("tag-key".into()));
+    }
+
+    #[test]
+    fn filters_are_checked() {
+        assert_eq!(parse(&[("size ", &["1"])]).unwrap_err(), FilterError::Unknown("size ".into()));
+        assert_eq!(parse(&[("Size", &["1"])]).unwrap_err().to_string(), "The filter 'Size' is invalid");
+        assert_eq!(FILTERS.parse([(None, ["x"])]).unwrap_err(), FilterError::Unknown("null".into()));
+        assert_eq!(parse(&[("size", &[])]).unwrap_err(), FilterError::NoValues("size".into()));
+        assert!(parse(&[("size", &["1"; 100]), ("zone", &["1"; 100])]).is_ok());
+        let e = parse(&[("size", &["1"; 100]), ("zone", &["1"; 101])]).unwrap_err();
+        assert_eq!((e.code(), e), ("FilterLimitExceeded", FilterError::TooManyValues));
+        let long = "é".repeat(256);
+        assert_eq!(FILTERS.parse([(Some("size"), [long.as_str()])]).unwrap_err(), FilterError::ValueTooLong);
+        assert!(FILTERS.parse([(Some("size"), [&long[2..]])]).is_ok());
+    }
+
+    #[test]
+    fn an_index_is_offered_literal_values_only() {
+        let filters = parse(&[("volume-id", &["b\\*", "a"]), ("size", &["1*"])]).unwrap();
+        assert_eq!(filters.literals("volume-id").unwrap(), ["a", "b*"]);
+        assert_eq!(filters.literals("size"), None);
+        assert_eq!(filters.literals("zone"), None);
+    }
+
+    #[test]
+    fn wildcards() {
+        for (pattern, text, expected) in [
+            ("", "", true),
+            ("", "a", false),
+            ("*", "", true),
+            ("*", "anything", true),
+            ("a*c", "ac", true),
+            ("a*c", "abbbc", true),
+            ("a*c", "abbb", false),
+            ("*b*", "abc", true),
+            ("*b*", "acc", false),
+            ("a?c", "abc", true),
+            ("a?c", "ac", true),
+            ("a?c", "abbc", false),
+            ("???", "ab", true),
+            ("???", "abcd", false),
+            ("a*?", "abc", true),
+            ("\\*amazon\\?\\\\", "*amazon?\\", true),
+            ("\\*amazon\\?\\\\", "xamazon?\\", false),
+            ("a\\", "a\\", true),
+            ("\\a", "a", true),
+            ("é?", "éß", true),
+            ("A*", "a", false),
+        ] {
+            assert_eq!(Pattern::new(pattern).matches(text), expected, "{pattern} {text}");
+        }
+        assert_eq!(Pattern::new("a\\*b").literal().as_deref(), Some("a*b"));
+        assert_eq!(Pattern::new("a*b").literal(), None);
+    }
+
+    #[test]
+    fn no_pattern_takes_long() {
+        let pattern = Pattern::new(&"*a?".repeat(85));
+        let text = "a".repeat(10_000) + "b";
+        let start = std::time::Instant::now();
+        assert!(pattern.matches(&text));
+        assert!(!Pattern::new(&("*a".repeat(127) + "c")).matches(&text));
+        assert!(start.elapsed().as_secs() < 5);
+    }
+
+    /// What a pattern means, by trying everything.
+    fn by_definition(tokens: &[Token], text: &[char]) -> bool {
+        match tokens {
+            [] => text.is_empty(),
+            [Token::Char(c), rest @ ..] => text.first() == Some(c) && by_definition(rest, &text[1..]),
+            [Token::Optional, rest @ ..] => {
+                by_definition(rest, text) || !text.is_empty() && by_definition(rest, &text[1..])
+            }
+            [Token::Any, rest @ ..] => (0..=text.len()).any(|n| by_definition(rest, &text[n..])),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn matching_is_as_defined(pattern in "[ab*?]{0,8}", text in "[ab]{0,8}") {
+            let tokens: Vec<Token> = pattern
+                .chars()
+                .map(|c| match c {
+                    '*' => Token::Any,
+                    '?' => Token::Optional,
+                    c => Token::Char(c),
+                })
+                .collect();
+            let text_chars: Vec<char> = text.chars().collect();
+            prop_assert_eq!(Pattern::new(&pattern).matches(&text), by_definition(&tokens, &text_chars));
+        }
+    }
+}
