@@ -1,0 +1,138 @@
+//! The default VPC of an account and region (Amazon VPC User Guide, "Default VPCs"): made when a request first needs it.
+
+use haar_core::{new_id, store_error};
+use haar_records::Tags;
+use haar_records::ec2::{
+    Claim, ClaimScope, InternetGateway, Route, RouteTable, RouteTableAssociation, RouteTarget, RuleTarget,
+    SecurityGroup, SecurityGroupRule, Subnet, Vpc,
+};
+use haar_store::{Entry, Snapshot, Tx};
+
+use crate::error::Result;
+use crate::rules::Traffic;
+use crate::scope::Scope;
+use crate::{ids, zones};
+
+/// The block of every default VPC.
+const VPC_BLOCK: &str = "172.31.0.0/16";
+
+/// Where everything is.
+pub const ANYWHERE: &str = "0.0.0.0/0";
+
+/// Name of the security group that every VPC has.
+pub const DEFAULT_GROUP: &str = "default";
+
+/// The default VPC, if it was made already.
+#[must_use]
+pub fn find(snapshot: &Snapshot, scope: Scope<'_>) -> Option<Entry<Vpc>> {
+    let (account, region, id) = Claim::key(scope.account, scope.region, ClaimScope::DefaultVpc);
+    let claim = snapshot.get::<Claim>(&account, &region, &id)?;
+    snapshot.get(scope.account, scope.region, &claim.holder)
+}
+
+/// The default VPC, made with all that belongs to it in this transaction when there is none yet.
+///
+/// # Errors
+/// `VPCIdNotSpecified` when the default VPC was deleted.
+pub fn ensure(tx: &mut Tx, scope: Scope<'_>) -> Result<Entry<Vpc>> {
+    let (account, region, id) = Claim::key(scope.account, scope.region, ClaimScope::DefaultVpc);
+    if tx.get::<Claim>(&account, &region, &id).is_none() {
+        create(tx, scope)?;
+    }
+    find(tx.snapshot(), scope).ok_or_else(|| {
+        haar_api::Error::new("VPCIdNotSpecified", "No default VPC for this user")
+    })
+}
+
+fn create(tx: &mut Tx, scope: Scope<'_>) -> Result<()> {
+    let (account, region) = (scope.account.to_owned(), scope.region.to_owned());
+    let vpc = Vpc {
+        account: account.clone(),
+        region: region.clone(),
+        id: ids::VPC.generate(),
+        cidr_block: VPC_BLOCK.to_owned(),
+        cidr_association_id: new_id("vpc-cidr-assoc"),
+        dhcp_options_id: ids::DHCP_OPTIONS.generate(),
+        is_default: true,
+        tags: Tags::new(),
+    };
+    let gateway = InternetGateway {
+        account: account.clone(),
+        region: region.clone(),
+        id: ids::INTERNET_GATEWAY.generate(),
+        vpc_id: Some(vpc.id.clone()),
+        tags: Tags::new(),
+    };
+    let table = RouteTable {
+        account: account.clone(),
+        region: region.clone(),
+        id: ids::ROUTE_TABLE.generate(),
+        vpc_id: vpc.id.clone(),
+        routes: vec![
+            Route { destination: VPC_BLOCK.to_owned(), target: RouteTarget::Local, implicit: true },
+            Route {
+                destination: ANYWHERE.to_owned(),
+                target: RouteTarget::InternetGateway(gateway.id.clone()),
+                implicit: false,
+            },
+        ],
+        associations: vec![RouteTableAssociation { id: new_id("rtbassoc"), subnet_id: None }],
+        tags: Tags::new(),
+    };
+    for (index, zone) in zones::zones(scope.region).into_iter().enumerate() {
+        tx.put(Subnet {
+            account: account.clone(),
+            region: region.clone(),
+            id: ids::SUBNET.generate(),
+            vpc_id: vpc.id.clone(),
+            cidr_block: format!("172.31.{}.0/20", index * 16),
+            availability_zone: zone.name,
+            default_for_az: true,
+            map_public_ip_on_launch: true,
+            tags: Tags::new(),
+        });
+    }
+    let group = default_group(scope, &vpc.id);
+    for (claim, holder) in [
+        (ClaimScope::DefaultVpc, &vpc.id),
+        (ClaimScope::GroupName { vpc_id: &vpc.id, name: DEFAULT_GROUP }, &group.id),
+    ] {
+        tx.create(Claim::new(&account, &region, claim, holder)).map_err(|exists| store_error(&exists.into()))?;
+    }
+    tx.put(gateway);
+    tx.put(table);
+    tx.put(group);
+    tx.put(vpc);
+    Ok(())
+}
+
+/// The group that every VPC has: its members reach each other, and everything.
+fn default_group(scope: Scope<'_>, vpc_id: &str) -> SecurityGroup {
+    let id = ids::SECURITY_GROUP.generate();
+    SecurityGroup {
+        account: scope.account.to_owned(),
+        region: scope.region.to_owned(),
+        name: DEFAULT_GROUP.to_owned(),
+        description: "default VPC security group".to_owned(),
+        vpc_id: vpc_id.to_owned(),
+        rules: vec![any_rule(false, RuleTarget::Group(id.clone())), any_rule(true, RuleTarget::Cidr(ANYWHERE.to_owned()))],
+        tags: Tags::new(),
+        id,
+    }
+}
+
+/// A new rule for every protocol and port.
+#[must_use]
+pub fn any_rule(egress: bool, target: RuleTarget) -> SecurityGroupRule {
+    let Traffic { protocol, from_port, to_port } = Traffic::all();
+    SecurityGroupRule {
+        id: ids::SECURITY_GROUP_RULE.generate(),
+        egress,
+        protocol,
+        from_port,
+        to_port,
+        target,
+        description: None,
+        tags: Tags::new(),
+    }
+}
