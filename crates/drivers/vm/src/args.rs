@@ -65,7 +65,7 @@ pub(crate) fn args(spec: &Spec, accel: Accel, fds: &Inherited) -> Result<Vec<OsS
 
     args.add("-object", "rng-builtin,id=rng");
     args.json("-device", &json!({ "driver": "virtio-rng-pci", "rng": "rng", "bus": "pcie.0" }));
-    args.json("-device", &json!({ "driver": "pvpanic-pci", "bus": "pcie.0" }));
+    args.json("-device", &json!({ "driver": "pvpanic" }));
 
     if let Boot::Kernel { kernel, initrd, cmdline } = &spec.boot {
         args.add("-kernel", kernel);
@@ -191,7 +191,8 @@ fn attach_disk(args: &mut Args, disk: &Disk, order: usize, port: usize) -> Resul
             "drive": disk.id,
             "bus": port_id(port),
             "serial": disk.id.replacen('-', "", 1),
-            "bootindex": order,
+            // QEMU gives 0 to a kernel that it loads.
+            "bootindex": order + 1,
             // A full host pauses the guest; other errors are the guest's to handle.
             "werror": "enospc",
             "rerror": "report",

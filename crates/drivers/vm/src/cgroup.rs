@@ -50,6 +50,24 @@ pub(crate) struct Limits {
     pub pids: u64,
 }
 
+/// A machine's group, open for a process to join.
+#[derive(Debug)]
+pub(crate) struct Group {
+    /// The group in the tree of version 2.
+    pub unified: Option<Unified>,
+    /// The lists of threads of the groups in version 1's trees. A thread that writes `0` joins.
+    pub threads: Vec<File>,
+}
+
+/// A group in version 2's tree.
+#[derive(Debug)]
+pub(crate) struct Unified {
+    /// Its folder, into which a process can be born.
+    pub dir: File,
+    /// The list of its processes. A process that writes `0` joins.
+    pub processes: File,
+}
+
 /// Where the host's control groups are.
 #[derive(Clone, Debug)]
 pub(crate) struct Cgroups {
@@ -127,13 +145,29 @@ impl Cgroups {
         self.trees.iter().flat_map(|tree| tree.controllers.iter().copied()).collect()
     }
 
-    /// Makes a machine's group, or takes the one that is there, sets its limits, and opens the files by which a
-    /// process joins it when it writes `0`.
-    pub(crate) fn create(&self, id: &str, limits: &Limits) -> Result<Vec<File>, Error> {
-        self.trees.iter().map(|tree| self.create_in(tree, id, limits)).collect()
+    /// Makes a machine's group, or takes the one that is there, and sets its limits.
+    pub(crate) fn create(&self, id: &str, limits: &Limits) -> Result<Group, Error> {
+        let mut group = Group { unified: None, threads: Vec::new() };
+        for tree in &self.trees {
+            let dir = self.create_in(tree, id, limits)?;
+            let open = |name| {
+                let path = dir.join(name);
+                OpenOptions::new().write(true).open(&path).map_err(Error::at("open", &path))
+            };
+            match tree.version {
+                // A thread that moves itself alone spares the kernel a grace period of milliseconds.
+                Version::One => group.threads.push(open("tasks")?),
+                Version::Two => {
+                    let processes = open("cgroup.procs")?;
+                    let dir = File::open(&dir).map_err(Error::at("open", &dir))?;
+                    group.unified = Some(Unified { dir, processes });
+                }
+            }
+        }
+        Ok(group)
     }
 
-    fn create_in(&self, tree: &Tree, id: &str, limits: &Limits) -> Result<File, Error> {
+    fn create_in(&self, tree: &Tree, id: &str, limits: &Limits) -> Result<PathBuf, Error> {
         let group = tree.mount.join(&self.parent).join(id);
         let mut attempts = 0;
         // Whoever removes another machine's group may remove the parent between the two steps.
@@ -149,13 +183,7 @@ impl Cgroups {
                 fs::write(&path, value).map_err(Error::at("write", &path))?;
             }
         }
-        // A process that moves only itself, and in version 1 only its one thread, spares the kernel a grace period
-        // of milliseconds.
-        let path = group.join(match tree.version {
-            Version::One => "tasks",
-            Version::Two => "cgroup.procs",
-        });
-        OpenOptions::new().write(true).open(&path).map_err(Error::at("open", &path))
+        Ok(group)
     }
 
     fn make_parent(&self, tree: &Tree) -> io::Result<()> {

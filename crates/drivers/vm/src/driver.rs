@@ -33,9 +33,12 @@ pub struct Driver(Arc<Inner>);
 struct Inner {
     config: Config,
     cgroups: Cgroups,
-    /// The machines that this driver is connected to: QEMU serves one monitor connection at a time.
-    vms: Mutex<HashMap<String, Vm>>,
+    slots: Mutex<HashMap<String, Arc<Slot>>>,
 }
+
+/// The place of one machine: what is done to it, is done one after the other. QEMU serves one monitor connection at a
+/// time, so it is kept here.
+type Slot = tokio::sync::Mutex<Option<Vm>>;
 
 /// Memory that QEMU takes beside the guest's and the translated code's, in MiB: about 60 at rest; the rest is for its
 /// disk caches and threads.
@@ -58,7 +61,7 @@ impl Driver {
             }
         }
         let cgroups = Cgroups::detect(&config.cgroup_parent)?;
-        Ok(Driver(Arc::new(Inner { config, cgroups, vms: Mutex::default() })))
+        Ok(Driver(Arc::new(Inner { config, cgroups, slots: Mutex::default() })))
     }
 
     /// How guests are run.
@@ -85,13 +88,20 @@ impl Driver {
     }
 
     async fn start_to_end(&self, spec: Spec) -> Result<Vm, Error> {
+        let slot = self.slot(&spec.id);
+        let mut vm = slot.lock().await;
         let dir = self.dir(&spec.id);
         loop {
             match dir.claim(true)? {
-                Claimed::Free(claim) => return self.start_claimed(claim, dir, spec).await,
+                Claimed::Free(claim) => {
+                    *vm = None;
+                    let started = self.start_claimed(claim, dir, spec).await?;
+                    return Ok(vm.insert(started).clone());
+                }
                 Claimed::Held | Claimed::Absent => {}
             }
-            let Some(vm) = self.adopt(&spec.id).await? else { continue };
+            // It may have ended since.
+            let Some(vm) = self.adopt_into(&mut vm, &spec.id).await? else { continue };
             if *vm.spec() != spec {
                 return Err(Error::Conflict { id: spec.id, pid: vm.pid() });
             }
@@ -100,31 +110,29 @@ impl Driver {
     }
 
     async fn start_claimed(&self, claim: Claim, dir: RunDir, spec: Spec) -> Result<Vm, Error> {
-        lock(&self.0.vms).remove(&spec.id);
-        let process = match self.spawn(claim, &spec).await {
-            Ok(process) => process,
-            Err(error) => {
-                self.clean_up(&spec.id).await;
-                return Err(error);
-            }
-        };
-        match Vm::attach(process.clone(), dir.clone(), spec.clone()).await {
-            Ok(vm) => {
-                lock(&self.0.vms).insert(spec.id.clone(), vm.clone());
-                Ok(vm)
-            }
-            Err(error) => {
-                let error = match error {
-                    Error::Gone => {
-                        let exit = process.ended().await;
-                        Error::Qemu { status: exit.to_string(), stderr: stderr_tail(&dir.stderr_log()) }
+        let id = spec.id.clone();
+        let error = match self.spawn(claim, &spec).await {
+            Ok(process) => match Vm::attach(process.clone(), dir.clone(), spec).await {
+                Ok(vm) => return Ok(vm),
+                Err(Error::Gone) => {
+                    let exit = process.ended().await;
+                    Error::Qemu { status: exit.to_string(), stderr: stderr_tail(&dir.stderr_log()) }
+                }
+                Err(error) => {
+                    // It is removed with what else is left.
+                    if let Err(error) = process.kill().await {
+                        tracing::warn!(id, %error, "cannot end a machine that did not start");
                     }
-                    error => error,
-                };
-                self.clean_up(&spec.id).await;
-                Err(error)
-            }
+                    error
+                }
+            },
+            Err(error) => error,
+        };
+        // The error of the start is what the caller wants to know.
+        if let Err(error) = self.remove_from(&mut None, &id).await {
+            tracing::warn!(id, %error, "cannot remove what a failed start left");
         }
+        Err(error)
     }
 
     /// Starts QEMU, on a thread of its own, whose network namespace becomes the machine's.
@@ -139,20 +147,13 @@ impl Driver {
             let process = inner
                 .cgroups
                 .create(&spec.id, &limits(&spec, *accel))
-                .and_then(|cgroup| claim.spawn(&spec, qemu_binary, *accel, &cgroup));
+                .and_then(|group| claim.spawn(&spec, qemu_binary, *accel, &group));
             // The receiver waits as long as the runtime lives.
             let _ = done.send(process);
         };
         let thread = std::thread::Builder::new().name("haar-vm-start".into());
         thread.spawn(work).map_err(Error::io("cannot start a thread"))?;
         result.await.unwrap_or(Err(Error::Gone))
-    }
-
-    /// Removes what a failed start left. Its error is what the caller wants to know, not this one's.
-    async fn clean_up(&self, id: &str) {
-        if let Err(error) = self.remove_to_end(id).await {
-            tracing::warn!(id, %error, "cannot remove what a failed start left");
-        }
     }
 
     /// The machine of an id if its process lives, whoever started it.
@@ -162,20 +163,23 @@ impl Driver {
     /// answer, as when another daemon is connected to it; [`Error::Io`].
     pub async fn adopt(&self, id: &str) -> Result<Option<Vm>, Error> {
         spec::check_id(id)?;
-        let known = lock(&self.0.vms).get(id).cloned();
-        if let Some(vm) = known
+        let slot = self.slot(id);
+        let mut vm = slot.lock().await;
+        self.adopt_into(&mut vm, id).await
+    }
+
+    async fn adopt_into(&self, vm: &mut Option<Vm>, id: &str) -> Result<Option<Vm>, Error> {
+        if let Some(vm) = vm
             && !matches!(vm.state(), RunState::Exited(_))
         {
-            return Ok(Some(vm));
+            return Ok(Some(vm.clone()));
         }
+        *vm = None;
         let dir = self.dir(id);
         let Some(process) = dir.process(id).await? else { return Ok(None) };
         let spec = dir.read_spec()?;
         match Vm::attach(process, dir, spec).await {
-            Ok(vm) => {
-                lock(&self.0.vms).insert(id.to_owned(), vm.clone());
-                Ok(Some(vm))
-            }
+            Ok(adopted) => Ok(Some(vm.insert(adopted).clone())),
             Err(Error::Gone) => Ok(None),
             Err(error) => Err(error),
         }
@@ -205,12 +209,27 @@ impl Driver {
     }
 
     async fn remove_to_end(&self, id: &str) -> Result<(), Error> {
+        let slot = self.slot(id);
+        let mut vm = slot.lock().await;
+        self.remove_from(&mut vm, id).await?;
+        drop(vm);
+        let mut slots = lock(&self.0.slots);
+        // Nobody else waits for it: the map has one, and this function the other.
+        if Arc::strong_count(&slot) == 2 {
+            slots.remove(id);
+        }
+        Ok(())
+    }
+
+    async fn remove_from(&self, vm: &mut Option<Vm>, id: &str) -> Result<(), Error> {
+        if let Some(vm) = vm.take() {
+            vm.kill().await?;
+        }
         let dir = self.dir(id);
         loop {
             match dir.claim(false)? {
                 Claimed::Absent => return self.0.cgroups.remove(id).await,
                 Claimed::Free(claim) => {
-                    lock(&self.0.vms).remove(id);
                     self.0.cgroups.remove(id).await?;
                     return claim.remove();
                 }
@@ -221,6 +240,10 @@ impl Driver {
                 }
             }
         }
+    }
+
+    fn slot(&self, id: &str) -> Arc<Slot> {
+        lock(&self.0.slots).entry(id.to_owned()).or_default().clone()
     }
 
     fn dir(&self, id: &str) -> RunDir {

@@ -16,6 +16,7 @@ mod error;
 mod probe;
 mod process;
 mod qmp;
+mod spawn;
 mod spec;
 mod vm;
 

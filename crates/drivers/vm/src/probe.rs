@@ -209,18 +209,18 @@ const GUEST: &[u8] = &[
     0x0f, 0x20, 0xc0,                   // mov eax, cr0
     0x66, 0x0d, 0x01, 0x00, 0x00, 0x80, // or eax, 0x80000001: PG, PE
     0x0f, 0x22, 0xc0,                   // mov cr0, eax
-    0xea, 0x5b, 0x7c, 0x08, 0x00,       // jmp 8:0x7c5b
-    // 7c5b: 64-bit code
+    0xea, 0x5a, 0x7c, 0x08, 0x00,       // jmp 8:0x7c5a
+    // 7c5a: 64-bit code
     0xb0, b'L', 0xe6, 0xe9,             // mov al, 'L'; out 0xe9, al
     0xb0, 0x10,                         // mov al, 0x10
     0x66, 0xba, 0x01, 0x05,             // mov dx, 0x501
     0xee,                               // out dx, al
     0xf4,                               // hlt
     0xeb, 0xfd,                         // jmp to the hlt
-    // 7c69: the descriptor table begins at 7c68, whose entry 0 is never read.
-    0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90,
-    0x00, 0x00, 0x00, 0x00, 0x00, 0x9a, 0x20, 0x00, // 7c70: entry 1, 64-bit code
-    0x0f, 0x00, 0x68, 0x7c, 0x00, 0x00, // 7c78: its limit and address
+    // 7c68: the descriptor table
+    0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, // entry 0, never read
+    0x00, 0x00, 0x00, 0x00, 0x00, 0x9a, 0x20, 0x00, // entry 1, 64-bit code
+    0x0f, 0x00, 0x68, 0x7c, 0x00, 0x00, // 7c78: the table's limit and address
 ];
 
 /// The smallest disk that SeaBIOS boots from.
@@ -284,4 +284,68 @@ fn boot_disk() -> std::io::Result<Stdio> {
     disk.write_all_at(GUEST, 0)?;
     disk.write_all_at(&[0x55, 0xaa], 510)?;
     Ok(disk.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QEMU: &str = "/usr/bin/qemu-system-x86_64";
+
+    #[tokio::test]
+    async fn guest_reaches_long_mode_under_tcg() {
+        if !Path::new(QEMU).exists() {
+            eprintln!("skipped: no {QEMU}");
+            return;
+        }
+        // Translation has no way to hang; the time is for a loaded machine.
+        let ran = run_guest(Path::new(QEMU), Accel::Tcg, Duration::from_secs(60)).await;
+        assert_eq!(ran.unwrap(), Ok(()));
+    }
+
+    /// Makes a program that stands for QEMU.
+    fn fake(script: &str) -> (tempfile::TempDir, std::path::PathBuf) {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("qemu");
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+        (dir, path)
+    }
+
+    #[tokio::test]
+    async fn a_hung_guest_is_told_by_its_stage() {
+        for (said, stage) in [("", "firmware"), ("B", "boot sector"), ("BL", "long mode")] {
+            let (_dir, qemu) = fake(&format!("printf '{said}'; exec sleep 60"));
+            let timeout = Duration::from_millis(500);
+            let ran = run_guest(&qemu, Accel::Kvm, timeout).await.unwrap();
+            assert_eq!(ran, Err(NoKvm::Hung { stage: stage.into(), after_ms: 500 }));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failed_qemu_is_quoted() {
+        let (_dir, qemu) = fake("echo no luck >&2; exit 1");
+        let Err(NoKvm::Failed(text)) = run_guest(&qemu, Accel::Kvm, PROBE_TIMEOUT).await.unwrap() else {
+            panic!("it did not fail")
+        };
+        assert!(text.contains("no luck"), "{text}");
+        // Ending well is not enough: the guest must have said where it is.
+        let (_dir, qemu) = fake("exit 33");
+        assert!(matches!(run_guest(&qemu, Accel::Kvm, PROBE_TIMEOUT).await.unwrap(), Err(NoKvm::Failed(_))));
+    }
+
+    #[tokio::test]
+    async fn a_missing_qemu_is_named() {
+        let error = probe(Path::new("/nonexistent/qemu")).await.unwrap_err();
+        assert!(matches!(error, Error::QemuMissing(_)), "{error}");
+    }
+
+    #[tokio::test]
+    async fn version_is_read() {
+        let (_dir, qemu) = fake("echo 'QEMU emulator version 9.2.1 (Some 1:9.2)'");
+        assert_eq!(version(&qemu).await.unwrap(), "9.2.1");
+        let (_dir, qemu) = fake("echo unheard-of");
+        assert!(version(&qemu).await.is_err());
+    }
 }

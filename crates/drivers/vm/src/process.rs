@@ -15,29 +15,29 @@
 //! started twice, not even by a daemon that is killed between any two lines and started again. A process id in `pid`
 //! is believed only if that process has the lock open, so a reused one is never mistaken for a machine.
 
+use std::ffi::{CString, OsStr};
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sched::{CloneFlags, setns};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
-use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set, set_no_new_privs};
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
+use crate::cgroup::Group;
 use crate::probe::Accel;
+use crate::spawn::{Program, spawn};
 use crate::{Error, Nic, Spec, args};
 
 /// How long a process may hold the lock before its id is known, or after it was killed.
@@ -227,7 +227,7 @@ impl Claim {
         spec: &Spec,
         qemu: &Path,
         accel: Accel,
-        cgroup: &[File],
+        group: &Group,
     ) -> Result<Process, Error> {
         let dir = &self.dir.0;
         for stale in ["pid", "qmp.sock", "console.sock"] {
@@ -265,65 +265,32 @@ impl Claim {
             console: console.as_raw_fd(),
             taps: taps.iter().map(AsRawFd::as_raw_fd).collect(),
         };
-        let mut command = Command::new(qemu);
-        command
-            .args(args::args(spec, accel, &inherited)?)
-            .env_clear()
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(stderr.try_clone().map_err(Error::at("open", dir))?)
-            .stderr(stderr);
+        let text = |text: &OsStr| {
+            let invalid =
+                |_| Error::InvalidSpec { id: spec.id.clone(), reason: "a text in it has a zero byte".into() };
+            CString::new(text.as_bytes()).map_err(invalid)
+        };
         let mut keep: Vec<RawFd> = vec![self.lock.as_raw_fd(), qmp.as_raw_fd(), console.as_raw_fd()];
-        keep.extend(inherited.taps);
-        let groups: Vec<RawFd> = cgroup.iter().map(AsRawFd::as_raw_fd).collect();
-        let pid_file_fd = pid_file.as_raw_fd();
-        let prepare = move || become_machine(&keep, &groups, pid_file_fd);
-        // SAFETY: `become_machine` makes only system calls, on descriptors that outlive the spawn, and does not
-        // allocate: it may run between fork and exec of a process with threads.
-        unsafe { command.pre_exec(prepare) };
-        let child = command.spawn().map_err(|error| match error.kind() {
-            ErrorKind::NotFound => Error::QemuMissing(qemu.to_owned()),
-            _ => Error::at("run", qemu)(error),
+        keep.extend(&inherited.taps);
+        let mut arguments = vec![text(qemu.as_os_str())?];
+        for argument in args::args(spec, accel, &inherited)? {
+            arguments.push(text(&argument)?);
+        }
+        let program = Program {
+            path: text(qemu.as_os_str())?,
+            arguments,
+            keep: &keep,
+            input: &File::open("/dev/null").map_err(Error::io("cannot open /dev/null"))?,
+            output: &stderr,
+            pid_file: &pid_file,
+            group,
+        };
+        let (pid, pidfd) = spawn(&program).map_err(|(step, error)| match error.kind() {
+            ErrorKind::NotFound if step == "run" => Error::QemuMissing(qemu.to_owned()),
+            _ => Error::io(format!("cannot {step} {}", qemu.display()))(error),
         })?;
-        let pid = Pid::from_child(&child);
-        // Nobody has waited for the child, so its id is still its own.
-        let pidfd =
-            pidfd_open(pid, PidfdFlags::NONBLOCK).map_err(|e| Error::io("cannot watch QEMU")(e.into()))?;
         Process::watch(pid, pidfd)
     }
-}
-
-/// Runs in the child, between fork and exec: only async-signal-safe calls (signal-safety(7)).
-fn become_machine(keep: &[RawFd], cgroup: &[RawFd], pid_file: RawFd) -> io::Result<()> {
-    // The machine outlives the daemon and its terminal.
-    nix::unistd::setsid()?;
-    for fd in keep {
-        // SAFETY: the descriptors were open in the parent at fork, and so they are here.
-        fcntl(unsafe { BorrowedFd::borrow_raw(*fd) }, FcntlArg::F_SETFD(FdFlag::empty()))?;
-    }
-    for fd in cgroup {
-        // SAFETY: as above.
-        nix::unistd::write(unsafe { BorrowedFd::borrow_raw(*fd) }, b"0")?;
-    }
-    // QEMU keeps the user but none of root's rights: it is given everything that it needs as open files. Without the
-    // right to drop rights there are none to drop.
-    for bit in 0..u64::BITS {
-        if remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << bit)).is_err() {
-            break;
-        }
-    }
-    set_no_new_privs(true)?;
-    let mut digits = [b'\n'; 12];
-    let mut at = digits.len() - 1;
-    let mut pid = nix::unistd::getpid().as_raw();
-    while pid > 0 {
-        at -= 1;
-        digits[at] = b'0' + (pid % 10) as u8;
-        pid /= 10;
-    }
-    // SAFETY: as above.
-    nix::unistd::write(unsafe { BorrowedFd::borrow_raw(pid_file) }, &digits[at..])?;
-    Ok(())
 }
 
 fn create(path: &Path) -> Result<File, Error> {

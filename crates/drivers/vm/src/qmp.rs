@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::oneshot;
@@ -105,7 +105,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 async fn receive(
-    mut read: impl AsyncRead + tokio::io::AsyncBufRead + Unpin,
+    mut read: impl AsyncBufRead + Unpin,
     pending: Arc<Pending>,
     mut on_event: impl FnMut(&str, &Value),
 ) {
@@ -139,7 +139,7 @@ async fn receive(
 }
 
 /// Reads one message: a line of JSON of at most [`MAX_MESSAGE`] bytes.
-async fn message(read: &mut (impl tokio::io::AsyncBufRead + Unpin)) -> io::Result<Value> {
+async fn message(read: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Value> {
     let mut line = Vec::new();
     read.take(MAX_MESSAGE).read_until(b'\n', &mut line).await?;
     match line.last() {

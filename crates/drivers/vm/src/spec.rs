@@ -162,6 +162,23 @@ impl Spec {
                 return fail(format!("mtu of {} is {}, less than 68", nic.id, nic.mtu));
             }
         }
+        let mut paths = vec![&self.console_log];
+        paths.extend(&self.netns);
+        paths.extend(self.disks.iter().map(|disk| &disk.path));
+        match &self.boot {
+            Boot::Kernel { kernel, initrd, .. } => {
+                paths.push(kernel);
+                paths.extend(initrd);
+            }
+            Boot::Firmware => {}
+            Boot::Uefi { code, vars } => paths.extend([code, vars]),
+        }
+        for path in paths {
+            // QEMU runs in the root folder, and its options are text.
+            if !path.is_absolute() || path.to_str().is_none() {
+                return fail(format!("the path {} is not absolute or not UTF-8", path.display()));
+            }
+        }
         if matches!(self.boot, Boot::Firmware | Boot::Uefi { .. }) && self.disks.is_empty() {
             return fail("firmware has no disk to boot from".into());
         }
