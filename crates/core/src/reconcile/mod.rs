@@ -154,7 +154,7 @@ pub fn start<R: Reconciler>(
     let (commands, received) = mpsc::unbounded_channel();
     let (status, shown) = watch::channel(Status::default());
     let changes = store.watch(store.snapshot().revision())?;
-    let worker = Loop {
+    let mut worker = Loop {
         store: store.clone(),
         reconciler: Arc::new(reconciler),
         options,
@@ -168,6 +168,8 @@ pub fn start<R: Reconciler>(
         runs: JoinSet::new(),
         running: HashMap::new(),
     };
+    worker.list();
+    worker.show();
     tokio::spawn(worker.run());
     Ok(Handle { commands, status: shown, store: store.clone(), resource: std::marker::PhantomData })
 }
@@ -292,16 +294,10 @@ struct Task {
 
 impl<R: Reconciler> Loop<R> {
     async fn run(mut self) {
-        self.list();
         let mut resync = Instant::now() + self.options.resync;
         loop {
             self.begin_runs();
-            self.status.send_replace(Status {
-                ready: self.ready.len(),
-                running: self.running.len(),
-                delayed: self.delayed.len(),
-                failing: self.failing,
-            });
+            self.show();
             let next = self.delayed.first().map_or(resync, |(at, _)| resync.min(*at));
             tokio::select! {
                 Some(finished) = self.runs.join_next_with_id() => self.finished(finished),
@@ -326,6 +322,15 @@ impl<R: Reconciler> Loop<R> {
                 }
             }
         }
+    }
+
+    fn show(&self) {
+        self.status.send_replace(Status {
+            ready: self.ready.len(),
+            running: self.running.len(),
+            delayed: self.delayed.len(),
+            failing: self.failing,
+        });
     }
 
     /// Learns everything that there is, and follows it from there.
@@ -546,3 +551,6 @@ fn jitter(time: Duration) -> Duration {
 fn after(now: Instant, time: Duration) -> Instant {
     now.checked_add(time).unwrap_or_else(|| now + Duration::from_secs(86400 * 365))
 }
+
+#[cfg(test)]
+mod tests;
