@@ -215,6 +215,9 @@ pub struct InstanceStatus {
     /// When a guest that was asked to shut down is forced to; the time of the request itself for one that is not asked.
     #[serde(with = "time::serde::timestamp::nanoseconds::option")]
     pub stop_deadline: Option<OffsetDateTime>,
+    /// When a guest that was asked to shut down for a reboot is reset all the same.
+    #[serde(with = "time::serde::timestamp::nanoseconds::option")]
+    pub reboot_deadline: Option<OffsetDateTime>,
     /// When the state became `running`.
     #[serde(with = "time::serde::timestamp::nanoseconds::option")]
     pub running_since: Option<OffsetDateTime>,
@@ -240,6 +243,7 @@ impl InstanceStatus {
             boots: 0,
             reboots: 0,
             stop_deadline: None,
+            reboot_deadline: None,
             running_since: None,
             terminated_at: None,
             instance_check: StatusCheck::NotApplicable,

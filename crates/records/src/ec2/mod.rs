@@ -22,6 +22,23 @@ pub use network::{
 pub use security_group::{RuleTarget, SecurityGroup, SecurityGroupRule};
 pub use volume::{Volume, VolumeAttachment, VolumeState, VolumeType};
 
+/// Adds the record types of EC2 to a store.
+#[must_use]
+pub fn register(builder: haar_store::Builder) -> haar_store::Builder {
+    builder
+        .register::<Claim>()
+        .register::<Image>()
+        .register::<Instance>()
+        .register::<InternetGateway>()
+        .register::<KeyPair>()
+        .register::<NetworkInterface>()
+        .register::<RouteTable>()
+        .register::<SecurityGroup>()
+        .register::<Subnet>()
+        .register::<Volume>()
+        .register::<Vpc>()
+}
+
 /// Implements `as_str`, `Display` and `FromStr` for an enum whose variants have wire names.
 macro_rules! wire_enum {
     ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $wire:literal),+ $(,)? }) => {

@@ -129,3 +129,93 @@ pub fn release(tx: &mut Tx, scope: Scope<'_>, claim: ClaimScope<'_>) {
     let (account, region, id) = Claim::key(scope.account, scope.region, claim);
     tx.delete::<Claim>(&account, &region, &id);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{SCOPE, store, write};
+    use crate::{defaults, subnets};
+
+    fn code<T: std::fmt::Debug>(result: Result<T>) -> String {
+        result.unwrap_err().code.into_owned()
+    }
+
+    /// A subnet of 16 addresses, 11 of which are assignable.
+    async fn small_subnet(store: &haar_store::Store) -> Subnet {
+        write(store, |tx| {
+            defaults::ensure(tx, SCOPE)?;
+            let mut subnet = Subnet::clone(&*subnets::default_for(tx, SCOPE, None)?);
+            subnet.cidr_block = "172.31.0.0/28".into();
+            tx.put(subnet.clone());
+            Ok(subnet)
+        })
+        .await
+        .unwrap()
+    }
+
+    #[test]
+    fn reserved_addresses_are_left_out() {
+        assert_eq!(assignable("172.31.0.0/20".parse().unwrap()), 4091);
+        assert_eq!(assignable("10.0.0.0/28".parse().unwrap()), 11);
+        assert_eq!(assignable("0.0.0.0/0".parse().unwrap()), u32::MAX - 4);
+        let pool: Vec<_> = Assignable::of("198.18.0.0/29".parse().unwrap(), POOL_RESERVED).shuffled().collect();
+        assert_eq!(pool.len(), 4);
+        for last in 3..=6 {
+            assert!(pool.contains(&Ipv4Addr::new(198, 18, 0, last)));
+        }
+        assert_eq!(Assignable::of("198.18.0.0/30".parse().unwrap(), POOL_RESERVED).shuffled().count(), 0);
+        assert_eq!(Assignable::of("255.255.255.255/32".parse().unwrap(), POOL_RESERVED).shuffled().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_subnet_gives_every_address_once() {
+        let store = store().await;
+        let subnet = small_subnet(&store).await;
+        let mut given = Vec::new();
+        for n in 0..11 {
+            let holder = format!("eni-{n}");
+            given.push(write(&store, |tx| allocate_private_ip(tx, &subnet, None, &holder)).await.unwrap());
+        }
+        given.sort_unstable();
+        let expected: Vec<_> = (4..15).map(|last| Ipv4Addr::new(172, 31, 0, last)).collect();
+        assert_eq!(given, expected);
+        let full = write(&store, |tx| allocate_private_ip(tx, &subnet, None, "eni-x")).await;
+        assert_eq!(code(full), "InsufficientFreeAddressesInSubnet");
+        let claim = |ip| ClaimScope::PrivateIp { vpc_id: &subnet.vpc_id, ip };
+        write(&store, |tx| Ok(release(tx, SCOPE, claim(given[3])))).await.unwrap();
+        let again = write(&store, |tx| allocate_private_ip(tx, &subnet, None, "eni-x")).await;
+        assert_eq!(again, Ok(given[3]));
+    }
+
+    #[tokio::test]
+    async fn a_wanted_address_is_given_or_refused() {
+        let store = store().await;
+        let subnet = small_subnet(&store).await;
+        let take = |ip: [u8; 4]| {
+            let (store, subnet) = (store.clone(), subnet.clone());
+            async move { write(&store, |tx| allocate_private_ip(tx, &subnet, Some(ip.into()), "eni-1")).await }
+        };
+        assert_eq!(take([172, 31, 0, 9]).await, Ok(Ipv4Addr::new(172, 31, 0, 9)));
+        assert_eq!(code(take([172, 31, 0, 9]).await), "InvalidIPAddress.InUse");
+        for reserved in [0, 1, 2, 3, 15] {
+            assert_eq!(code(take([172, 31, 0, reserved]).await), "InvalidParameterValue");
+        }
+        assert!(take([172, 31, 0, 16]).await.unwrap_err().message.contains("does not fall within"));
+    }
+
+    #[tokio::test]
+    async fn a_public_address_is_held_by_one_over_all_accounts() {
+        let store = store().await;
+        let pool: Ipv4Net = "198.18.0.0/29".parse().unwrap();
+        let elsewhere = Scope { account: "210987654321", region: "eu-west-1" };
+        let mut given = Vec::new();
+        for scope in [SCOPE, elsewhere, SCOPE, elsewhere] {
+            given.push(write(&store, |tx| allocate_public_ip(tx, pool, scope, "eni-1")).await.unwrap());
+        }
+        given.sort_unstable();
+        given.dedup();
+        assert_eq!(given.len(), 4);
+        let full = write(&store, |tx| allocate_public_ip(tx, pool, SCOPE, "eni-1")).await;
+        assert_eq!(code(full), "InsufficientAddressCapacity");
+    }
+}

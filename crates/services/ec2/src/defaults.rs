@@ -136,3 +136,62 @@ pub fn any_rule(egress: bool, target: RuleTarget) -> SecurityGroupRule {
         tags: Tags::new(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{SCOPE, store, write};
+    use crate::{security_groups, subnets};
+
+    #[tokio::test]
+    async fn there_is_one_default_vpc_however_many_ask_at_once() {
+        let store = store().await;
+        let asking: Vec<_> = (0..8)
+            .map(|_| {
+                let store = store.clone();
+                tokio::spawn(async move { write(&store, |tx| Ok(ensure(tx, SCOPE)?.id.clone())).await.unwrap() })
+            })
+            .collect();
+        let mut found = Vec::new();
+        for task in asking {
+            found.push(task.await.unwrap());
+        }
+        found.dedup();
+        assert_eq!(found.len(), 1);
+        let snapshot = store.snapshot();
+        assert_eq!(find(&snapshot, SCOPE).unwrap().id, found[0]);
+        assert_eq!(snapshot.count::<Vpc>(), 1);
+        assert_eq!(snapshot.count::<Subnet>(), 3);
+        assert_eq!(snapshot.count::<RouteTable>(), 1);
+        assert_eq!(snapshot.count::<InternetGateway>(), 1);
+        assert_eq!(snapshot.count::<SecurityGroup>(), 1);
+    }
+
+    #[tokio::test]
+    async fn every_account_and_region_has_its_own() {
+        let store = store().await;
+        let elsewhere = Scope { region: "eu-west-1", ..SCOPE };
+        let one = write(&store, |tx| Ok(ensure(tx, SCOPE)?.id.clone())).await.unwrap();
+        assert!(find(&store.snapshot(), elsewhere).is_none());
+        let other = write(&store, |tx| Ok(ensure(tx, elsewhere)?.id.clone())).await.unwrap();
+        assert_ne!(one, other);
+    }
+
+    #[tokio::test]
+    async fn a_zone_has_a_default_subnet_and_the_group_is_found_by_name() {
+        let store = store().await;
+        let zone = "eu-central-1b";
+        let subnet = write(&store, |tx| subnets::default_for(tx, SCOPE, Some(zone))).await.unwrap();
+        assert_eq!((subnet.availability_zone.as_str(), subnet.cidr_block.as_str()), (zone, "172.31.16.0/20"));
+        assert_eq!(subnets::available_addresses(&store.snapshot(), &subnet), 4091);
+        let wrong = write(&store, |tx| subnets::default_for(tx, SCOPE, Some("us-east-1a"))).await;
+        assert_eq!(wrong.unwrap_err().message, "Invalid availability zone: [us-east-1a]");
+        let groups = write(&store, |tx| security_groups::resolve(tx, SCOPE, &subnet.vpc_id, &[], &[])).await.unwrap();
+        let group = store.snapshot().get::<SecurityGroup>(SCOPE.account, SCOPE.region, &groups[0]).unwrap();
+        assert_eq!(group.rules[0].target, RuleTarget::Group(group.id.clone()));
+        assert_eq!((group.rules[0].egress, group.rules[1].egress), (false, true));
+        let twice = [group.id.clone(), group.id.clone()];
+        let refused = write(&store, |tx| security_groups::resolve(tx, SCOPE, &subnet.vpc_id, &twice, &[])).await;
+        assert_eq!(refused.unwrap_err().code, "InvalidParameterValue");
+    }
+}

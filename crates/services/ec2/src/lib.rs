@@ -11,6 +11,8 @@ pub mod rules;
 mod scope;
 pub mod security_groups;
 pub mod subnets;
+#[cfg(test)]
+mod testing;
 pub mod zones;
 
 pub use scope::Scope;
