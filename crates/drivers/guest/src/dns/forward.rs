@@ -258,3 +258,177 @@ fn socket_address(resolver: &ScopedIp) -> SocketAddr {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use hickory_proto::op::Message;
+    use hickory_proto::rr::rdata::A;
+    use hickory_proto::rr::{Name, RData, Record, RecordType};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    const ID: [u8; 2] = [0x12, 0x34];
+
+    fn query() -> (Vec<u8>, Query) {
+        let question = Query::query(Name::from_ascii("example.com.").unwrap(), RecordType::A);
+        let mut message = Message::query();
+        message.metadata.id = u16::from_be_bytes(ID);
+        message.add_query(question.clone());
+        (message.to_vec().unwrap(), question)
+    }
+
+    /// An answer to an encoded query, which names `ip`.
+    fn answer(query: &[u8], code: ResponseCode, ip: [u8; 4]) -> Message {
+        let mut answer = Message::from_vec(query).unwrap().into_response();
+        answer.metadata.response_code = code;
+        let name = answer.queries[0].name.clone();
+        answer.add_answer(Record::from_rdata(name, 1, RData::A(A(ip.into()))));
+        answer
+    }
+
+    /// A resolver that sends what `behave` says for each query.
+    async fn resolver(mut behave: impl FnMut(&[u8]) -> Vec<Vec<u8>> + Send + 'static) -> SocketAddr {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        tokio::spawn(async move {
+            let mut buffer = [0; 512];
+            loop {
+                let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
+                for datagram in behave(&buffer[..length]) {
+                    socket.send_to(&datagram, from).await.unwrap();
+                }
+            }
+        });
+        address
+    }
+
+    async fn ask_these(resolvers: &[SocketAddr], transport: Transport) -> Result<Message, ForwardError> {
+        let (query, question) = query();
+        let answer = Forwarder::fixed(resolvers).forward(&query, &question, transport).await?;
+        assert_eq!(answer[..2], ID);
+        Ok(Message::from_vec(&answer).unwrap())
+    }
+
+    fn ip(answer: &Message) -> String {
+        answer.answers[0].data.to_string()
+    }
+
+    #[tokio::test]
+    async fn the_resolver_sees_the_query_under_another_id() {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&seen);
+        let resolver = resolver(move |query| {
+            log.lock().unwrap().push(query.to_vec());
+            vec![answer(query, ResponseCode::NoError, [1, 2, 3, 4]).to_vec().unwrap()]
+        })
+        .await;
+        for _ in 0..20 {
+            assert_eq!(ip(&ask_these(&[resolver], Transport::Udp).await.unwrap()), "1.2.3.4");
+        }
+        let seen = seen.lock().unwrap();
+        assert!(seen.iter().all(|asked| asked[2..] == query().0[2..]));
+        let mut ids: Vec<_> = seen.iter().map(|asked| &asked[..2]).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        assert!(ids.len() > 10, "{ids:?}");
+    }
+
+    #[tokio::test]
+    async fn only_an_answer_to_the_query_counts() {
+        let resolver = resolver(|query| {
+            let mut wrong_id = answer(query, ResponseCode::NoError, [6, 6, 6, 1]);
+            wrong_id.metadata.id ^= 1;
+            let mut wrong_name = answer(query, ResponseCode::NoError, [6, 6, 6, 2]);
+            wrong_name.queries[0].set_name(Name::from_ascii("example.org.").unwrap());
+            let mut no_question = answer(query, ResponseCode::NoError, [6, 6, 6, 3]);
+            no_question.queries.clear();
+            let right = answer(query, ResponseCode::NoError, [1, 2, 3, 4]);
+            let mut datagrams = vec![vec![], vec![0; 12], query.to_vec()];
+            datagrams
+                .extend([wrong_id, wrong_name, no_question, right].map(|message| message.to_vec().unwrap()));
+            datagrams
+        })
+        .await;
+        assert_eq!(ip(&ask_these(&[resolver], Transport::Udp).await.unwrap()), "1.2.3.4");
+    }
+
+    #[tokio::test]
+    async fn another_resolver_is_asked_when_one_cannot_answer() {
+        let absent = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let silent = resolver(|_| vec![]).await;
+        let failing =
+            resolver(|query| vec![answer(query, ResponseCode::ServFail, [0; 4]).to_vec().unwrap()]).await;
+        let working =
+            resolver(|query| vec![answer(query, ResponseCode::NXDomain, [1, 2, 3, 4]).to_vec().unwrap()])
+                .await;
+        for broken in [absent, silent, failing] {
+            let answer = ask_these(&[broken, working], Transport::Udp).await.unwrap();
+            assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain);
+        }
+        // A refusal is an answer when nobody has a better one.
+        let answer = ask_these(&[failing, absent], Transport::Udp).await.unwrap();
+        assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
+        assert!(matches!(ask_these(&[absent], Transport::Udp).await, Err(ForwardError::Io(_))));
+        assert!(matches!(ask_these(&[silent], Transport::Udp).await, Err(ForwardError::Timeout)));
+        assert!(matches!(ask_these(&[], Transport::Udp).await, Err(ForwardError::NoResolvers)));
+    }
+
+    #[tokio::test]
+    async fn what_came_by_tcp_is_asked_by_tcp() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut query = vec![0; stream.read_u16().await.unwrap().into()];
+            stream.read_exact(&mut query).await.unwrap();
+            let mut long = answer(&query, ResponseCode::NoError, [1, 2, 3, 4]);
+            for last in 0..=255 {
+                let record = Record::from_rdata(query_name(), 1, RData::A(A([1, 2, 4, last].into())));
+                long.add_answer(record);
+            }
+            stream.write_all(&super::super::frame(&long.to_vec().unwrap())).await.unwrap();
+        });
+        let answer = ask_these(&[address], Transport::Tcp).await.unwrap();
+        assert_eq!(answer.answers.len(), 257);
+    }
+
+    fn query_name() -> Name {
+        query().1.name
+    }
+
+    #[tokio::test]
+    async fn queries_under_way_are_bounded() {
+        let silent = resolver(|_| vec![]).await;
+        let forwarder = Forwarder::fixed([silent]);
+        let _held = forwarder.in_flight.acquire_many(u32::try_from(IN_FLIGHT).unwrap()).await.unwrap();
+        let (query, question) = query();
+        assert!(matches!(
+            forwarder.forward(&query, &question, Transport::Udp).await,
+            Err(ForwardError::Busy)
+        ));
+    }
+
+    #[test]
+    fn resolvers_follow_their_file() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        writeln!(
+            file,
+            "# by hand\nsearch example.com\nnameserver 192.0.2.1\nnameserver fe80::1%lo\noptions ndots:2"
+        )
+        .unwrap();
+        let Forwarder { resolvers, .. } = Forwarder::from_resolv_conf(file.path());
+        let expected: [SocketAddr; 2] = ["192.0.2.1:53".parse().unwrap(), "[fe80::1%1]:53".parse().unwrap()];
+        assert_eq!(*resolvers.get(), expected);
+        writeln!(file, "nameserver 192.0.2.2").unwrap();
+        file.as_file().set_modified(SystemTime::now() + Duration::from_secs(1)).unwrap();
+        assert_eq!(resolvers.get().len(), 2, "the file is not looked at for every query");
+        std::thread::sleep(CHECK);
+        assert_eq!(resolvers.get().len(), 3);
+        drop(file);
+        std::thread::sleep(CHECK);
+        assert_eq!(resolvers.get().len(), 0);
+    }
+}
