@@ -1,5 +1,6 @@
 """Unmodified clients: the aws command line in both versions, boto3's waiters, the AWS SDK for JavaScript."""
 
+import base64
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import boto3
 import pytest
 
 # Version 1 comes from PyPI into the tests' own environment, version 2 from Debian.
@@ -76,8 +78,6 @@ def test_aws_reads_user_data_and_keys_from_files(aws, tmp_path, sim_image):
     )
     instance = launched["Instances"][0]["InstanceId"]
     shown = aws("ec2", "describe-instance-attribute", "--instance-id", instance, "--attribute", "userData")
-    import base64
-
     assert base64.b64decode(shown["UserData"]["Value"]) == script.read_bytes()
     aws("ec2", "terminate-instances", "--instance-ids", instance)
     aws("ec2", "delete-key-pair", "--key-name", name)
@@ -119,8 +119,6 @@ def test_waiters_of_boto3(sim, sim_image):
 
 
 def test_the_resource_interface_of_boto3(simulated, sim_image):
-    import boto3
-
     keys = simulated.credentials
     resource = boto3.resource(
         "ec2",

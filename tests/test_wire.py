@@ -4,8 +4,10 @@ import datetime
 import re
 import socket
 import threading
+import time
 import urllib.parse
 import uuid
+from unittest import mock
 
 import botocore.auth
 import pytest
@@ -116,8 +118,6 @@ def presigned(daemon, expires: int, at: datetime.datetime | None = None) -> str:
     request = AWSRequest("GET", url)
     auth = botocore.auth.SigV4QueryAuth(credentials, "sts", daemon.region, expires=expires)
     at = at or datetime.datetime.now(datetime.timezone.utc)
-    from unittest import mock
-
     with mock.patch.object(botocore.auth, "get_current_datetime", lambda *_, **__: at.replace(tzinfo=None)):
         auth.add_auth(request)
     parts = urllib.parse.urlsplit(request.url)
@@ -408,8 +408,6 @@ def test_an_unknown_filter_is_refused(sim):
 
 @pytest.mark.parametrize("pattern", ["*" * 200 + "x", "*a" * 100 + "b", "?" * 5000])
 def test_filters_cannot_be_made_slow(sim, fleet, pattern):
-    import time
-
     begin = time.monotonic()
     try:
         list(all_instances(sim, Filters=[MINE, {"Name": "tag:Name", "Values": [pattern]}]))

@@ -1,5 +1,6 @@
 """Instances as seen from outside and from inside."""
 
+import base64
 import hashlib
 import subprocess
 import time
@@ -108,10 +109,12 @@ class Guest:
         if method in ("PUT", "POST"):
             lines.append("Content-Length: 0")
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
-        request = "\\r\\n".join(line.replace("%", "%%").replace("'", "") for line in lines) + "\\r\\n\\r\\n"
-        # The pause keeps nc from closing its side before the answer has come.
-        command = f"(printf '{request}'; sleep {timeout}) | timeout {timeout} nc {host} {port}"
-        done = self.ssh(f"{{ {command}; }} 2>/dev/null", timeout=timeout + 30)
+        request = base64.b64encode("".join(f"{line}\r\n" for line in [*lines, ""]).encode()).decode()
+        # The request comes from a pipe that stays open, so that nc does not close its side before the answer has come.
+        script = f"""p=$(mktemp -u); mkfifo $p; exec 3<>$p; rm $p
+echo {request} | base64 -d >&3
+timeout {timeout} nc {host} {port} <&3 2>/dev/null"""
+        done = self.ssh(script, timeout=timeout + 30)
         return parse_http(done.stdout)
 
 
