@@ -276,6 +276,55 @@ async fn a_guest_configures_itself_by_dhcp() {
     }
 }
 
+/// The client that Debian's own initramfs, cloud-init's EC2 datasource and many distributions use.
+#[tokio::test(flavor = "multi_thread")]
+async fn dhclient_takes_the_lease() {
+    if !can_run() {
+        return;
+    }
+    if run("sh", &["-c", "command -v dhclient"]).stdout.is_empty() {
+        eprintln!("skipped: there is no dhclient");
+        return;
+    }
+    let vpc = Vpc::new(&[]);
+    let file = |name: &str| vpc.files.path().join(name).to_str().unwrap().to_owned();
+    fs::write(file("script"), "#!/bin/sh\n[ $reason != PREINIT ] || ip link set $interface up\n").unwrap();
+    fs::set_permissions(file("script"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(file("conf"), "request subnet-mask, routers, domain-name, host-name, interface-mtu;\n")
+        .unwrap();
+    let (conf, leases, pid, script) = (file("conf"), file("leases"), file("pid"), file("script"));
+    let arguments = ["-1", "-d", "-cf", &conf, "-lf", &leases, "-pf", &pid, "-sf", &script, "eth0"];
+    let client = Command::new("ip")
+        .args(["netns", "exec", &vpc.guest.0, "dhclient"])
+        .args(arguments)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let client = Client(client);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let lease = loop {
+        let lease = fs::read_to_string(file("leases")).unwrap_or_default();
+        if lease.ends_with("}\n") {
+            break lease;
+        }
+        assert!(Instant::now() < deadline, "no lease");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    for line in [
+        "fixed-address 172.31.16.5;",
+        "option subnet-mask 255.255.240.0;",
+        "option routers 172.31.16.1;",
+        "option domain-name \"ec2.internal\";",
+        "option host-name \"ip-172-31-16-5\";",
+        "option interface-mtu 9001;",
+        "option dhcp-server-identifier 172.31.16.1;",
+    ] {
+        assert!(lease.contains(line), "{line} in {lease}");
+    }
+    drop(client);
+    vpc.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lease_is_renewed_by_unicast() {
     if !can_run() {

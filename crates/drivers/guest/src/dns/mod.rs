@@ -86,8 +86,14 @@ pub async fn serve_dns(
         let listener = TcpListener::from_std(listener).map_err(ServeError::Socket)?;
         loops.spawn(Arc::clone(&resolver).serve_tcp(listener));
     }
-    shutdown.cancelled().await;
-    loops.shutdown().await;
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        Some(Err(ended)) = loops.join_next() => {
+            if let Ok(panic) = ended.try_into_panic() {
+                std::panic::resume_unwind(panic);
+            }
+        }
+    }
     Ok(())
 }
 

@@ -35,7 +35,7 @@ const TOKEN: &str = "x-aws-ec2-metadata-token";
 const TOKEN_TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 
 /// Connections under way at once: of all guests, and of one.
-const CONNECTIONS: usize = 512;
+const CONNECTIONS: usize = 1024;
 const CONNECTIONS_OF_ONE: usize = 32;
 
 /// Time for a request's head to arrive, and for the whole exchange.
@@ -270,6 +270,9 @@ fn page(status: StatusCode, content_type: &'static str, body: Bytes) -> Response
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
     use proptest::prelude::*;
 
     use super::*;
@@ -283,29 +286,25 @@ mod tests {
 
     fn ask(
         instance: &Instance,
-        method: Method,
+        method: &Method,
         path: &str,
         headers: &[(&'static str, &str)],
     ) -> Response<Full<Bytes>> {
         let headers =
             headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
-        respond(&method, path, &headers, instance, &key(), NOW)
+        respond(method, path, &headers, instance, &key(), NOW)
     }
 
     fn body(response: Response<Full<Bytes>>) -> String {
-        let mut body = response.into_body();
-        let frame = std::pin::pin!(body.frame());
-        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        match frame.poll(&mut context) {
-            std::task::Poll::Ready(Some(Ok(frame))) => {
-                String::from_utf8(frame.into_data().unwrap().to_vec()).unwrap()
-            }
-            other => panic!("{other:?}"),
+        let whole = pin!(response.into_body().collect());
+        match whole.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(whole)) => String::from_utf8(whole.to_bytes().to_vec()).unwrap(),
+            Poll::Pending => panic!("the body is not whole"),
         }
     }
 
     fn token(instance: &Instance, ttl: &str) -> String {
-        let response = ask(instance, Method::PUT, "/latest/api/token", &[(TOKEN_TTL, ttl)]);
+        let response = ask(instance, &Method::PUT, "/latest/api/token", &[(TOKEN_TTL, ttl)]);
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()[TOKEN_TTL], ttl);
         body(response)
@@ -317,7 +316,7 @@ mod tests {
         instance.metadata_options.http_tokens_required = true;
         for ttl in ["1", "21600"] {
             let token = token(&instance, ttl);
-            let response = ask(&instance, Method::GET, "/latest/meta-data/instance-id", &[(TOKEN, &token)]);
+            let response = ask(&instance, &Method::GET, "/latest/meta-data/instance-id", &[(TOKEN, &token)]);
             assert_eq!(response.status(), 200);
             assert_eq!(response.headers()[TOKEN_TTL], ttl);
             assert_eq!(response.headers()["content-type"], "text/plain");
@@ -330,7 +329,7 @@ mod tests {
     fn token_requests_are_checked() {
         let instance = instance();
         let put = |path: &str, headers: &[(&'static str, &str)]| {
-            ask(&instance, Method::PUT, path, headers).status()
+            ask(&instance, &Method::PUT, path, headers).status()
         };
         assert_eq!(put("/latest/api/token", &[]), 400);
         for ttl in ["", "0", "-1", "21601", "99999999999999999999", "ten", "1.5"] {
@@ -339,19 +338,19 @@ mod tests {
         assert_eq!(put("/latest/api/token", &[(TOKEN_TTL, "60"), ("x-forwarded-for", "10.0.0.1")]), 403);
         assert_eq!(put("/2021-03-23/api/token", &[(TOKEN_TTL, "60")]), 403);
         assert_eq!(put("/latest/meta-data", &[(TOKEN_TTL, "60")]), 405);
-        let get = ask(&instance, Method::GET, "/latest/api/token", &[]);
+        let get = ask(&instance, &Method::GET, "/latest/api/token", &[]);
         assert_eq!(get.status(), 405);
         assert_eq!(get.headers()["allow"], "PUT");
-        assert_eq!(ask(&instance, Method::POST, "/latest/meta-data", &[]).headers()["allow"], "GET, HEAD");
+        assert_eq!(ask(&instance, &Method::POST, "/latest/meta-data", &[]).headers()["allow"], "GET, HEAD");
     }
 
     #[test]
     fn without_a_token_only_version_1_answers() {
         let mut instance = instance();
-        assert_eq!(ask(&instance, Method::GET, "/latest/meta-data", &[]).status(), 200);
+        assert_eq!(ask(&instance, &Method::GET, "/latest/meta-data", &[]).status(), 200);
         instance.metadata_options.http_tokens_required = true;
         for path in ["/", "/latest/meta-data", "/latest/user-data", "/latest/nothing"] {
-            assert_eq!(ask(&instance, Method::GET, path, &[]).status(), 401, "{path}");
+            assert_eq!(ask(&instance, &Method::GET, path, &[]).status(), 401, "{path}");
         }
     }
 
@@ -363,7 +362,7 @@ mod tests {
         let expired = key().seal(&instance().id, 60, NOW - 60);
         for token in ["", "x", &foreign, &expired] {
             assert_eq!(
-                ask(&instance(), Method::GET, "/latest/meta-data", &[(TOKEN, token)]).status(),
+                ask(&instance(), &Method::GET, "/latest/meta-data", &[(TOKEN, token)]).status(),
                 401,
                 "{token}"
             );
@@ -375,13 +374,13 @@ mod tests {
         let mut instance = instance();
         let token = token(&instance, "60");
         instance.metadata_options.http_endpoint = false;
-        assert_eq!(ask(&instance, Method::GET, "/latest/meta-data", &[(TOKEN, &token)]).status(), 403);
-        assert_eq!(ask(&instance, Method::PUT, "/latest/api/token", &[(TOKEN_TTL, "60")]).status(), 403);
+        assert_eq!(ask(&instance, &Method::GET, "/latest/meta-data", &[(TOKEN, &token)]).status(), 403);
+        assert_eq!(ask(&instance, &Method::PUT, "/latest/api/token", &[(TOKEN_TTL, "60")]).status(), 403);
     }
 
     #[test]
     fn errors_are_pages() {
-        let response = ask(&instance(), Method::GET, "/latest/nothing", &[]);
+        let response = ask(&instance(), &Method::GET, "/latest/nothing", &[]);
         assert_eq!(response.status(), 404);
         assert_eq!(response.headers()["content-type"], "text/html");
         let page = body(response);
@@ -394,7 +393,7 @@ mod tests {
 
     #[test]
     fn paths_may_be_written_in_more_ways_than_one() {
-        let get = |path: &str| ask(&instance(), Method::GET, path, &[]);
+        let get = |path: &str| ask(&instance(), &Method::GET, path, &[]);
         assert_eq!(body(get("//latest//meta-data/instance-id/")), "i-0123456789abcdef0");
         let mac = "/latest/meta-data/network/interfaces/macs/02%3A7a%3a00:10:20:3f/device-number";
         assert_eq!(body(get(mac)), "0");
@@ -406,7 +405,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_path_has_an_answer(path in "/(latest|1.0|[a-z0-9./%=-]{0,20})(/(meta-data|dynamic|[ -~é]{0,20})){0,6}") {
-            let status = ask(&instance(), Method::GET, &path, &[]).status();
+            let status = ask(&instance(), &Method::GET, &path, &[]).status();
             prop_assert!([200, 400, 404, 405].contains(&status.as_u16()), "{status}");
         }
     }
