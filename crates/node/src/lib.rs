@@ -1,1 +1,208 @@
-//! The agent of one machine: reconcilers from record to driver, and adoption after a restart.
+//! The agent of one machine: it makes the machine match the records.
+//!
+//! [`Node::start`] runs a reconciler per kind of record. Each is level-triggered: at the start, after a change, and every few minutes,
+//! it looks at a record as it is and does what is missing; so a daemon that was killed anywhere goes on where it was.
+//! Virtual machines are processes of their own and outlive the daemon: they are adopted, and what exists without a record is removed
+//! ([`Node::collect_garbage`]).
+
+mod backend;
+mod directory;
+mod error;
+mod images;
+mod instances;
+mod network;
+mod qemu;
+mod simulated;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use haar_core::reconcile;
+use haar_records::ec2::{
+    Instance, InternetGateway, NetworkInterface, RouteTable, SecurityGroup, Subnet, Vpc,
+};
+use haar_store::{Event, Key, Resource, Store};
+use ipnet::Ipv4Net;
+
+pub use error::Error;
+
+use crate::instances::Instances;
+use crate::network::{Network, Networks};
+use crate::qemu::Qemu;
+use crate::simulated::Simulated;
+
+/// How long runs that have begun may go on when the daemon stops. They are repeated by the next daemon.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// What the node is told once.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The daemon's state folder.
+    pub state_dir: PathBuf,
+    /// Prefix of what has a name of its own on the machine, as `haar`.
+    pub name: String,
+    /// The pool of public addresses.
+    pub public_pool: Ipv4Net,
+    /// The account that owns the machine images of this host.
+    pub account: String,
+    /// How instances are run.
+    pub compute: Compute,
+}
+
+/// How instances are run.
+#[derive(Debug, Clone)]
+pub enum Compute {
+    /// As virtual machines.
+    Qemu {
+        /// The QEMU program.
+        binary: PathBuf,
+        /// What runs guests.
+        accel: haar_vm::Accel,
+    },
+    /// Not at all: records change state as if machines ran, and say so.
+    Simulated,
+}
+
+/// The running agent.
+#[derive(Clone)]
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: Config,
+    store: Store,
+    images: haar_image::Library,
+    instances: reconcile::Handle<Instance>,
+    networks: Option<reconcile::Handle<Vpc>>,
+    qemu: Option<Arc<Qemu>>,
+}
+
+impl Config {
+    fn console_dir(&self) -> PathBuf {
+        self.state_dir.join("console")
+    }
+
+    fn driver(&self) -> haar_net::Config {
+        haar_net::Config { name: self.name.clone(), public_pool: self.public_pool }
+    }
+}
+
+impl Node {
+    /// Adopts what runs, removes what has no record, and begins to reconcile.
+    ///
+    /// # Errors
+    /// What keeps a driver from opening its folder, or the store from being read.
+    pub async fn start(config: Config, store: Store) -> Result<Self, Error> {
+        let images = haar_image::Library::open(config.state_dir.join("images"))?;
+        images::sync(&store, &images, &config.account).await?;
+        let inner = match config.compute.clone() {
+            Compute::Simulated => {
+                let backend = Arc::new(Simulated);
+                let instances = reconcile::start(
+                    &store,
+                    Instances::new(store.clone(), backend),
+                    reconcile::Options { concurrency: 64, ..Default::default() },
+                )?;
+                Inner { config, store, images, instances, networks: None, qemu: None }
+            }
+            Compute::Qemu { binary, accel } => {
+                let network = Arc::new(Network::new(&config, store.clone()).await?);
+                let qemu = Arc::new(Qemu::new(
+                    &config,
+                    &binary,
+                    accel,
+                    images.clone(),
+                    network.clone(),
+                    store.clone(),
+                )?);
+                let instances = reconcile::start(
+                    &store,
+                    Instances::new(store.clone(), qemu.clone()),
+                    reconcile::Options { concurrency: 8, ..Default::default() },
+                )?;
+                qemu.report_to(instances.clone());
+                let networks = reconcile::start(
+                    &store,
+                    Networks::new(network),
+                    reconcile::Options { concurrency: 4, ..Default::default() },
+                )?;
+                follow_vpc_parts(&networks)?;
+                Inner { config, store, images, instances, networks: Some(networks), qemu: Some(qemu) }
+            }
+        };
+        let node = Self { inner: Arc::new(inner) };
+        node.collect_garbage().await?;
+        Ok(node)
+    }
+
+    /// Reads the image library again, so that what the command line put there can be launched.
+    ///
+    /// # Errors
+    /// What kept the library from being read or the store from being written.
+    pub async fn rescan_images(&self) -> Result<(), Error> {
+        images::sync(&self.inner.store, &self.inner.images, &self.inner.config.account).await
+    }
+
+    /// The end of an instance's serial console, at most `most` bytes, with the time of its last output; none when it has not
+    /// printed yet.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn console(
+        &self,
+        instance_id: &str,
+        most: u64,
+    ) -> Result<Option<(Vec<u8>, time::OffsetDateTime)>, Error> {
+        backend::console(&self.inner.config.console_dir(), instance_id, most)
+    }
+
+    /// Removes what is on the machine under this daemon's name and has no record.
+    ///
+    /// # Errors
+    /// What kept something from being listed; what cannot be removed is logged and tried again the next time.
+    pub async fn collect_garbage(&self) -> Result<(), Error> {
+        match &self.inner.qemu {
+            Some(qemu) => qemu.collect_garbage().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the reconcilers. What runs, runs on.
+    pub async fn stop(&self) {
+        if let Some(networks) = &self.inner.networks {
+            networks.stop(STOP_GRACE).await;
+        }
+        self.inner.instances.stop(STOP_GRACE).await;
+    }
+}
+
+/// Has a VPC's network reconciled when anything in it changes.
+fn follow_vpc_parts(networks: &reconcile::Handle<Vpc>) -> Result<(), Error> {
+    fn keys<U: Resource>(event: &Event<U>, vpc_id: impl Fn(&U) -> Option<String>) -> Vec<Key> {
+        // A deletion does not tell the VPC; the change that made the record deletable did.
+        let Event::Put(entry) = event else { return Vec::new() };
+        let vpc_id = vpc_id(&entry.value);
+        vpc_id
+            .and_then(|id| Key::new(Vpc::KIND, entry.value.account(), entry.value.region(), &id).ok())
+            .into_iter()
+            .collect()
+    }
+    networks.follow::<NetworkInterface>(|event| keys(event, |r| Some(r.vpc_id.clone())))?;
+    networks.follow::<SecurityGroup>(|event| keys(event, |r| Some(r.vpc_id.clone())))?;
+    networks.follow::<Subnet>(|event| keys(event, |r| Some(r.vpc_id.clone())))?;
+    networks.follow::<RouteTable>(|event| keys(event, |r| Some(r.vpc_id.clone())))?;
+    networks.follow::<InternetGateway>(|event| keys(event, |r| r.vpc_id.clone()))?;
+    networks.follow::<Instance>(|event| keys(event, |r| Some(r.spec.vpc_id.clone())))?;
+    Ok(())
+}
+
+/// Ends everything that runs under this configuration and removes it from the machine: machines, networks. Disks, images and records
+/// stay. No daemon may run meanwhile.
+///
+/// # Errors
+/// What could not be removed.
+pub async fn teardown(config: &Config) -> Result<(), Error> {
+    qemu::teardown(config).await
+}

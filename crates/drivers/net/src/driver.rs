@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::names::{interface_name, uplink_name, valid_id};
 use crate::spec::{InterfaceSpec, VpcSpec};
-use crate::{Error, command, namespace, ruleset};
+use crate::{Error, arp, command, namespace, ruleset};
 
 /// The namespace's end of the veth pair to the host.
 pub(crate) const UPLINK: &str = "uplink";
@@ -108,7 +108,7 @@ impl Driver {
     /// # Errors
     /// What the system said.
     pub async fn list(&self) -> Result<Vec<String>, Error> {
-        self.blocking(|inner| inner.list()).await
+        self.blocking(Inner::list).await
     }
 
     /// Removes every VPC's network and what was made on the host.
@@ -144,6 +144,20 @@ impl Driver {
             })
         })
         .await
+    }
+
+    /// Whether the guest behind an interface answers an ARP request for its address, within a second.
+    ///
+    /// # Errors
+    /// [`Error::NoNamespace`], or what the system said.
+    pub async fn answers_arp(
+        &self,
+        vpc_id: &str,
+        interface_id: &str,
+        address: Ipv4Addr,
+    ) -> Result<bool, Error> {
+        let (name, link) = (self.inner.namespace_name(vpc_id), interface_name(interface_id));
+        self.blocking(move |_| namespace::within(&name, || arp::answers(&link, address))).await
     }
 
     /// A UDP socket in the VPC's namespace.

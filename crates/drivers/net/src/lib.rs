@@ -23,6 +23,7 @@
 //! namespace's end; the rest is for guests. The host masquerades what the pool sends elsewhere. An address of the host
 //! counts as part of the internet: guests with a public address reach it, the host's loopback addresses they do not.
 
+mod arp;
 mod command;
 mod driver;
 mod error;

@@ -380,6 +380,20 @@ async fn services_of_the_link_are_reached_whatever_the_groups_say() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_guest_answers_for_its_address_while_it_lives() {
+    if !root() {
+        return;
+    }
+    let mut bed = Bed::new();
+    let a = bed.guest(1, false).await;
+    let eni = bed.vpc.interfaces[0].id.clone();
+    let answers = || bed.driver.answers_arp(&bed.vpc.id, &eni, address(1));
+    assert!(answers().await.unwrap());
+    assert!(sh(&format!("ip -n {a} link set eth0 down")));
+    assert!(!answers().await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bandwidth_is_limited() {
     if !root() {
         return;

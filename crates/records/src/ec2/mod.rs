@@ -7,6 +7,7 @@ mod key_pair;
 mod network;
 mod security_group;
 mod volume;
+mod zones;
 
 pub use image::{BootMode, Image, ImageBoot, ImageState};
 pub use instance::{
@@ -21,6 +22,7 @@ pub use network::{
 };
 pub use security_group::{RuleTarget, SecurityGroup, SecurityGroupRule};
 pub use volume::{Volume, VolumeAttachment, VolumeState, VolumeType};
+pub use zones::{REGIONS, Region, Zone, zone_id, zones};
 
 /// Adds the record types of EC2 to a store.
 #[must_use]

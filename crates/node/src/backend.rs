@@ -1,0 +1,75 @@
+//! What the instance reconciler asks of whatever runs instances.
+
+use std::future::Future;
+use std::path::Path;
+
+use haar_records::ec2::{Instance, Volume};
+use time::OffsetDateTime;
+
+use crate::Error;
+
+/// Runs instances. Every method is idempotent.
+pub(crate) trait Backend: Send + Sync + 'static {
+    /// What a running instance's state reason says, if it has to be told apart from a real one.
+    const REASON: Option<(&'static str, &'static str)>;
+
+    /// Makes the instance's disks, links and machine, and lets it run.
+    fn start(&self, instance: &Instance) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// What has become of an instance's machine.
+    fn observe(&self, instance_id: &str) -> impl Future<Output = Result<Observation, Error>> + Send;
+
+    /// Asks the guest to shut down.
+    fn power_button(&self, instance_id: &str) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Boots the machine anew, whatever it is doing.
+    fn reset(&self, instance_id: &str) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Ends the machine if there is one.
+    fn power_off(&self, instance_id: &str) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Whether the guest answers on its link.
+    fn reachable(&self, instance: &Instance) -> impl Future<Output = Result<bool, Error>> + Send;
+
+    /// Makes the links of an instance's VPC match the records.
+    fn sync_network(&self, instance: &Instance) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Removes a volume's disk.
+    fn remove_disk(&self, volume: &Volume) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Forgets what was kept of an instance whose record goes.
+    fn forget(&self, instance_id: &str) -> impl Future<Output = Result<(), Error>> + Send;
+}
+
+/// What has become of a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Observation {
+    /// There is none.
+    Absent,
+    /// It runs.
+    Running,
+    /// Its disks' host is full; it stands still.
+    OutOfSpace,
+    /// The guest has shut down.
+    ShutDown,
+    /// The guest's kernel has panicked.
+    Panicked,
+    /// Its process has ended, for this reason.
+    Dead(String),
+}
+
+/// The end of an instance's console log.
+pub(crate) fn console(
+    dir: &Path,
+    instance_id: &str,
+    most: u64,
+) -> Result<Option<(Vec<u8>, OffsetDateTime)>, Error> {
+    let path = dir.join(format!("{instance_id}.log"));
+    let modified = match std::fs::metadata(&path).and_then(|metadata| metadata.modified()) {
+        Ok(modified) => modified,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io(format!("examine {}", path.display()))(error)),
+    };
+    let tail = haar_vm::console::tail(&path, most).map_err(Error::io(format!("read {}", path.display())))?;
+    Ok((!tail.is_empty()).then(|| (tail, modified.into())))
+}

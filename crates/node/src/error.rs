@@ -1,0 +1,42 @@
+//! Errors.
+
+/// What keeps the node from making the machine match a record.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The records could not be read or written.
+    #[error(transparent)]
+    Store(#[from] haar_store::StoreError),
+    /// The machine driver.
+    #[error(transparent)]
+    Vm(#[from] haar_vm::Error),
+    /// The network driver.
+    #[error(transparent)]
+    Net(#[from] haar_net::Error),
+    /// The image library.
+    #[error(transparent)]
+    Image(#[from] haar_image::Error),
+    /// The volume driver.
+    #[error(transparent)]
+    Volume(#[from] haar_volume::Error),
+    /// A server of the guests' link.
+    #[error(transparent)]
+    Guest(#[from] haar_guest::ServeError),
+    /// The operating system refused.
+    #[error("cannot {what}: {source}")]
+    Io {
+        /// What was being done.
+        what: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A record that another one names is not there, or says what cannot be.
+    #[error("{0}")]
+    Inconsistent(String),
+}
+
+impl Error {
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+}

@@ -1,0 +1,335 @@
+//! Instances as virtual machines.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use haar_core::reconcile::Handle;
+use haar_image::{BootMode, ImageId};
+use haar_records::ec2::{Instance, InstanceState, NetworkInterface, Volume, instance_type};
+use haar_store::Store;
+use haar_vm::{Boot, Disk, DiskFormat, DiskLimits, Nic, RunState, Spec, Vm};
+
+use crate::backend::{Backend, Observation};
+use crate::directory::MTU;
+use crate::network::{self, Network};
+use crate::{Config, Error};
+
+/// OVMF's code for machines that boot through UEFI (package `ovmf`).
+const UEFI_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+
+/// OVMF's empty variables, of which each machine gets a copy.
+const UEFI_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+
+/// Runs instances under QEMU.
+pub(crate) struct Qemu {
+    store: Store,
+    vms: haar_vm::Driver,
+    volumes: haar_volume::Driver,
+    images: haar_image::Library,
+    network: Arc<Network>,
+    console_dir: PathBuf,
+    firmware_dir: PathBuf,
+    watched: Mutex<HashMap<String, Vm>>,
+    reconciler: OnceLock<Handle<Instance>>,
+}
+
+impl Qemu {
+    pub(crate) fn new(
+        config: &Config,
+        binary: &Path,
+        accel: haar_vm::Accel,
+        images: haar_image::Library,
+        network: Arc<Network>,
+        store: Store,
+    ) -> Result<Self, Error> {
+        let (console_dir, firmware_dir) = (config.console_dir(), config.state_dir.join("firmware"));
+        for dir in [&console_dir, &firmware_dir, &config.state_dir.join("run")] {
+            std::fs::create_dir_all(dir).map_err(Error::io(format!("make {}", dir.display())))?;
+        }
+        Ok(Self {
+            store,
+            vms: vm_driver(config, binary, accel)?,
+            volumes: haar_volume::Driver::new(config.state_dir.join("volumes"))?,
+            images,
+            network,
+            console_dir,
+            firmware_dir,
+            watched: Mutex::default(),
+            reconciler: OnceLock::new(),
+        })
+    }
+
+    /// Has machines' changes of state reported to the reconciler from now on.
+    pub(crate) fn report_to(&self, reconciler: Handle<Instance>) {
+        let _ = self.reconciler.set(reconciler.clone());
+        // Machines that were adopted before there was anybody to report to.
+        reconciler.poke_all();
+    }
+
+    fn watched(&self) -> std::sync::MutexGuard<'_, HashMap<String, Vm>> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The instance's machine, adopted if an earlier daemon started it.
+    async fn machine(&self, instance_id: &str) -> Result<Option<Vm>, Error> {
+        if let Some(vm) = self.watched().get(instance_id) {
+            return Ok(Some(vm.clone()));
+        }
+        let vm = self.vms.adopt(instance_id).await?;
+        if let Some(vm) = &vm {
+            self.watch(vm);
+        }
+        Ok(vm)
+    }
+
+    /// Asks for a run of the reconciler at each change of the machine's state.
+    fn watch(&self, vm: &Vm) {
+        let Some(reconciler) = self.reconciler.get().cloned() else { return };
+        let id = vm.id().to_owned();
+        if self.watched().insert(id.clone(), vm.clone()).is_some() {
+            return;
+        }
+        let (store, mut states) = (self.store.clone(), vm.watch());
+        tokio::spawn(async move {
+            while states.changed().await.is_ok() {
+                let gone = matches!(*states.borrow_and_update(), RunState::Exited(_));
+                let snapshot = store.snapshot();
+                if let Some(instance) = snapshot.list_all::<Instance>().find(|instance| instance.id == id) {
+                    reconciler.poke_id(&instance.account, &instance.region, &id);
+                }
+                if gone {
+                    return;
+                }
+            }
+        });
+    }
+
+    fn inconsistent(instance: &Instance, what: impl std::fmt::Display) -> Error {
+        Error::Inconsistent(format!("{}: {what}", instance.id))
+    }
+
+    /// Makes the instance's disks that are not there yet.
+    async fn disks(&self, instance: &Instance, image: &haar_image::Image) -> Result<Vec<Disk>, Error> {
+        let snapshot = self.store.snapshot();
+        let mut disks = Vec::with_capacity(instance.spec.block_devices.len());
+        for device in &instance.spec.block_devices {
+            let record = snapshot
+                .get::<Volume>(&instance.account, &instance.region, &device.volume_id)
+                .ok_or_else(|| Self::inconsistent(instance, format!("{} has no record", device.volume_id)))?;
+            let size = u64::from(record.size_gib) << 30;
+            let volume = match self.volumes.info(&record.id)? {
+                Some(volume) => volume,
+                None if record.image_id.is_some() => {
+                    let backing = image.root_disk();
+                    self.volumes
+                        .create_overlay(&record.id, &backing, haar_volume::Format::Qcow2, size)
+                        .await?
+                }
+                None => self.volumes.create_empty(&record.id, size).await?,
+            };
+            disks.push(Disk {
+                id: record.id.clone(),
+                path: volume.path,
+                format: DiskFormat::Qcow2,
+                read_only: false,
+                limits: DiskLimits::default(),
+            });
+        }
+        Ok(disks)
+    }
+
+    fn nics(&self, instance: &Instance) -> Result<Vec<Nic>, Error> {
+        let snapshot = self.store.snapshot();
+        let nic = |id: &String| {
+            let eni = snapshot
+                .get::<NetworkInterface>(&instance.account, &instance.region, id)
+                .ok_or_else(|| Self::inconsistent(instance, format!("{id} has no record")))?;
+            let ifname = haar_net::interface_name(id);
+            Ok(Nic { id: id.clone(), ifname, mac: network::mac(&eni)?, mtu: MTU })
+        };
+        instance.spec.network_interfaces.iter().map(nic).collect()
+    }
+
+    fn boot(&self, instance: &Instance, image: &haar_image::Image) -> Result<Boot, Error> {
+        if let Some(kernel) = image.kernel() {
+            let cmdline = image.command_line().unwrap_or_default().to_owned();
+            return Ok(Boot::Kernel { kernel, initrd: image.initrd(), cmdline });
+        }
+        if image.firmware() == Some(BootMode::LegacyBios) {
+            return Ok(Boot::Firmware);
+        }
+        let vars = self.firmware_dir.join(format!("{}.fd", instance.id));
+        if !vars.exists() {
+            let copy = vars.with_extension("new");
+            std::fs::copy(UEFI_VARS, &copy)
+                .and_then(|_| std::fs::rename(&copy, &vars))
+                .map_err(Error::io(format!("copy {UEFI_VARS} (package ovmf)")))?;
+        }
+        Ok(Boot::Uefi { code: UEFI_CODE.into(), vars })
+    }
+
+    /// Removes machines, disks and networks that have no record.
+    pub(crate) async fn collect_garbage(&self) -> Result<(), Error> {
+        // What exists is listed before the records are: a record is always there before what it stands for.
+        let (machines, disks) = (self.vms.list()?, self.volumes.list()?);
+        let snapshot = self.store.snapshot();
+        let runs = |instance: &Instance| {
+            !matches!(instance.status.state, InstanceState::Stopped | InstanceState::Terminated)
+        };
+        let instances: BTreeSet<_> =
+            snapshot.list_all::<Instance>().filter(|i| runs(i)).map(|i| i.id.clone()).collect();
+        for id in machines.iter().filter(|id| !instances.contains(*id)) {
+            tracing::info!(instance = id, "removing a machine that no record asks for");
+            if let Err(error) = self.vms.remove(id).await {
+                tracing::warn!(instance = id, %error, "cannot remove the machine");
+            }
+        }
+        let volumes: BTreeSet<_> = snapshot.list_all::<Volume>().map(|volume| volume.id.clone()).collect();
+        for id in disks.iter().filter(|id| !volumes.contains(*id)) {
+            tracing::info!(volume = id, "removing a disk without a record");
+            if let Err(error) = self.volumes.remove(id) {
+                tracing::warn!(volume = id, %error, "cannot remove the disk");
+            }
+        }
+        self.network.collect_garbage().await
+    }
+}
+
+impl Backend for Qemu {
+    const REASON: Option<(&'static str, &'static str)> = None;
+
+    async fn start(&self, instance: &Instance) -> Result<(), Error> {
+        if let Some(vm) = self.machine(&instance.id).await? {
+            // An earlier daemon got this far, unless the guest has ended since.
+            if vm.state() == RunState::Running {
+                return Ok(());
+            }
+            self.power_off(&instance.id).await?;
+        }
+        let hardware = instance_type(&instance.spec.instance_type)
+            .ok_or_else(|| Self::inconsistent(instance, "its instance type is unknown"))?;
+        let (library, image_id) = (self.images.clone(), instance.spec.image_id.clone());
+        let image = tokio::task::spawn_blocking(move || library.get(&image_id.parse::<ImageId>()?))
+            .await
+            .map_err(|error| Self::inconsistent(instance, error))??;
+        let (disks, ()) = tokio::try_join!(self.disks(instance, &image), self.sync_network(instance))?;
+        let spec = Spec {
+            id: instance.id.clone(),
+            instance_type: instance.spec.instance_type.clone(),
+            vcpus: hardware.vcpus(),
+            memory_mib: hardware.memory_mib,
+            boot: self.boot(instance, &image)?,
+            disks,
+            nics: self.nics(instance)?,
+            netns: Some(self.network.namespace(&instance.spec.vpc_id)),
+            console_log: self.console_dir.join(format!("{}.log", instance.id)),
+            hotplug_slots: 0,
+        };
+        let vm = match self.vms.start(&spec).await {
+            Err(haar_vm::Error::Conflict { .. }) => {
+                // A half-made machine of an earlier specification.
+                self.vms.remove(&instance.id).await?;
+                self.vms.start(&spec).await?
+            }
+            started => started?,
+        };
+        self.watch(&vm);
+        Ok(())
+    }
+
+    async fn observe(&self, instance_id: &str) -> Result<Observation, Error> {
+        let Some(vm) = self.machine(instance_id).await? else { return Ok(Observation::Absent) };
+        Ok(match vm.state() {
+            RunState::Running => Observation::Running,
+            RunState::Paused => {
+                vm.resume().await?;
+                Observation::Running
+            }
+            RunState::OutOfSpace => {
+                // Repeats the write; where it fails again, the state comes back.
+                vm.resume().await?;
+                Observation::OutOfSpace
+            }
+            RunState::GuestShutdown => Observation::ShutDown,
+            RunState::GuestPanicked => Observation::Panicked,
+            RunState::InternalError => Observation::Dead("the accelerator failed".to_owned()),
+            RunState::Exited(exit) => Observation::Dead(exit.to_string()),
+        })
+    }
+
+    async fn power_button(&self, instance_id: &str) -> Result<(), Error> {
+        match self.machine(instance_id).await? {
+            Some(vm) => tolerate_gone(vm.powerdown().await),
+            None => Ok(()),
+        }
+    }
+
+    async fn reset(&self, instance_id: &str) -> Result<(), Error> {
+        match self.machine(instance_id).await? {
+            Some(vm) => tolerate_gone(vm.reset().await),
+            None => Ok(()),
+        }
+    }
+
+    async fn power_off(&self, instance_id: &str) -> Result<(), Error> {
+        self.vms.remove(instance_id).await?;
+        self.watched().remove(instance_id);
+        Ok(())
+    }
+
+    async fn reachable(&self, instance: &Instance) -> Result<bool, Error> {
+        self.network.reachable(instance).await
+    }
+
+    async fn sync_network(&self, instance: &Instance) -> Result<(), Error> {
+        self.network.sync(&instance.account, &instance.region, &instance.spec.vpc_id).await
+    }
+
+    async fn remove_disk(&self, volume: &Volume) -> Result<(), Error> {
+        Ok(self.volumes.remove(&volume.id)?)
+    }
+
+    async fn forget(&self, instance_id: &str) -> Result<(), Error> {
+        for path in [
+            self.console_dir.join(format!("{instance_id}.log")),
+            self.firmware_dir.join(format!("{instance_id}.fd")),
+        ] {
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::io(format!("remove {}", path.display()))(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A machine that ended meanwhile shows so the next time it is observed.
+fn tolerate_gone(result: Result<(), haar_vm::Error>) -> Result<(), Error> {
+    match result {
+        Err(haar_vm::Error::Gone) => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+fn vm_driver(config: &Config, binary: &Path, accel: haar_vm::Accel) -> Result<haar_vm::Driver, Error> {
+    Ok(haar_vm::Driver::new(haar_vm::Config {
+        run_dir: config.state_dir.join("run").join("vm"),
+        qemu_binary: binary.to_owned(),
+        accel,
+        cgroup_parent: config.name.clone(),
+    })?)
+}
+
+/// Ends every machine and removes every network of a configuration.
+pub(crate) async fn teardown(config: &Config) -> Result<(), Error> {
+    if config.state_dir.join("run").is_dir() {
+        let vms = vm_driver(config, Path::new("qemu-system-x86_64"), haar_vm::Accel::Tcg)?;
+        for id in vms.list()? {
+            vms.remove(&id).await?;
+        }
+    }
+    Ok(haar_net::Driver::new(config.driver())?.remove_all().await?)
+}

@@ -1,0 +1,51 @@
+//! A backend without machines, for scale tests and for users who want only the API.
+
+use haar_records::ec2::{Instance, Volume};
+
+use crate::Error;
+use crate::backend::{Backend, Observation};
+
+/// Pretends that every instance that was started runs.
+#[derive(Debug)]
+pub(crate) struct Simulated;
+
+impl Backend for Simulated {
+    const REASON: Option<(&'static str, &'static str)> =
+        Some(("Server.Simulated", "no machine runs: the daemon was started with simulated compute"));
+
+    async fn start(&self, _: &Instance) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn observe(&self, _: &str) -> Result<Observation, Error> {
+        Ok(Observation::Running)
+    }
+
+    async fn power_button(&self, _: &str) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn reset(&self, _: &str) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn power_off(&self, _: &str) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn reachable(&self, _: &Instance) -> Result<bool, Error> {
+        Ok(true)
+    }
+
+    async fn sync_network(&self, _: &Instance) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn remove_disk(&self, _: &Volume) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn forget(&self, _: &str) -> Result<(), Error> {
+        Ok(())
+    }
+}
