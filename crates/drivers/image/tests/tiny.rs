@@ -40,7 +40,11 @@ fn start<'a>(image: &'a Image, disk: &'a std::path::Path) -> Start<'a> {
 fn boots_logs_in_and_shuts_down() {
     let Some(image) = image() else { return };
     let lab = Lab::new();
-    lab.describe("i-00000000000000001", Some(b"#!/bin/sh\necho hello from $0\nid -u >/root/ran\nsleep 2\n"));
+    lab.describe(
+        "i-00000000000000001",
+        &[ADDRESS],
+        Some(b"#!/bin/sh\necho hello from $0\nid -u >/root/ran\nsleep 2\n"),
+    );
     let disk = lab.disk(image, "disk", 1 << 30);
     let mut guest = Guest::start(&lab, &start(image, &disk));
     eprintln!("SSH after {:?}", lab.wait_ssh(&mut guest, ADDRESS, MINUTE));

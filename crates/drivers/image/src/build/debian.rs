@@ -7,7 +7,7 @@ use std::path::Path;
 use super::apt::{Apt, RELEASE};
 use super::disk;
 use crate::error::{Error, Result};
-use crate::library::{INITRD, KERNEL, ROOT_DISK, Staging};
+use crate::library::{ROOT_DISK, Staging};
 use crate::progress::{Progress, Unit};
 use crate::tool::{self, Stream};
 
@@ -20,6 +20,8 @@ const PACKAGES: &[&str] = &[
     "dbus",
     "e2fsprogs",
     "fdisk",
+    "grub-pc-bin",
+    "grub2-common",
     "initramfs-tools",
     "iproute2",
     "iputils-ping",
@@ -43,34 +45,51 @@ const MMDEBSTRAP_STEPS: u64 = 10;
 /// The size of the disk. The file system grows with the volume.
 pub(crate) const DISK_SIZE: u64 = 4 << 30;
 
-pub(crate) const COMMAND_LINE: &str = "root=LABEL=haar-root ro console=ttyS0 panic=5 cryptomgr.notests";
+/// What the kernel is told beside its root. `cryptomgr.notests` makes the boot shorter without hardware virtualization.
+const KERNEL_PARAMETERS: &str = "console=ttyS0 panic=5 cryptomgr.notests";
 
-/// The files of the guest that are ours: path, content.
+/// The modules of GRUB that its core has; the others are loaded from the root file system by who needs them.
+const GRUB_MODULES: &[&str] =
+    &["biosdisk", "part_gpt", "ext2", "normal", "configfile", "linux", "serial", "terminal", "search"];
+
+/// The files of the guest that are ours and must be there before the kernel is installed: path, permissions, content.
+const EARLY_FILES: &[(&str, u32, &str)] = &[
+    ("etc/initramfs-tools/conf.d/image", 0o644, include_str!("../../guest/debian-12/initramfs.conf")),
+    ("etc/initramfs-tools/hooks/image", 0o755, include_str!("../../guest/debian-12/initramfs-hook")),
+];
+
+/// The other files of the guest that are ours: path, content.
 const FILES: &[(&str, &str)] = &[
     ("etc/cloud/cloud.cfg.d/90_image.cfg", include_str!("../../guest/debian-12/cloud.cfg")),
+    ("etc/default/grub", include_str!("../../guest/debian-12/grub-default")),
     ("etc/fstab", include_str!("../../guest/debian-12/fstab")),
     // Empty: made at the first boot, by every instance for itself.
     ("etc/machine-id", ""),
     ("etc/hostname", "localhost\n"),
     ("etc/hosts", "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"),
+    ("boot/grub/grub.cfg", include_str!("../../guest/debian-12/grub.cfg")),
 ];
 
 /// Makes the files of the image; returns the packages that went in, as `name=version`.
 pub(crate) fn make(staging: &Staging, apt: &Apt, progress: &mut dyn Progress) -> Result<Vec<String>> {
     let root = staging.scratch("root")?;
-    bootstrap(&root, apt, progress)?;
+    bootstrap(&root, &staging.scratch("early")?, apt, progress)?;
 
     progress.stage("file system", Unit::Steps, Some(2));
     configure(&root)?;
-    for (file, name) in [("vmlinuz", KERNEL), ("initrd.img", INITRD)] {
-        let installed = newest(&root.join("boot"), &format!("{file}-"))?;
-        fs::copy(&installed, staging.path(name)).map_err(Error::io("copy", &installed))?;
-    }
+    let modules = "usr/lib/grub/i386-pc";
+    let mut command = tool::command("chroot");
+    command.arg(&root).args(["grub-mkimage", "--format=i386-pc", "--prefix=(,gpt1)/boot/grub"]);
+    command.arg("--output=/boot/grub/core.img").args(GRUB_MODULES);
+    tool::run(&mut command, "coreutils")?;
     progress.advance(1);
-    let raw = staging.scratch("disk")?.join("root.raw");
-    disk::make_ext4(&raw, DISK_SIZE, "haar-root", &root)?;
+    let disk = staging.scratch("disk")?.join("root.raw");
+    disk::make_sparse(&disk, DISK_SIZE)?;
+    let place = disk::partition(&disk, DISK_SIZE)?;
+    disk::make_ext4(&disk, place, "root", &root)?;
+    disk::install_grub(&disk, &root.join(modules).join("boot.img"), &root.join("boot/grub/core.img"))?;
     progress.advance(2);
-    disk::convert_to_qcow2(&raw, "raw", &staging.path(ROOT_DISK), progress)?;
+    disk::convert_to_qcow2(&disk, "raw", &staging.path(ROOT_DISK), progress)?;
 
     let mut query = tool::command("dpkg-query");
     query.arg("--admindir").arg(root.join("var/lib/dpkg"));
@@ -79,8 +98,11 @@ pub(crate) fn make(staging: &Staging, apt: &Apt, progress: &mut dyn Progress) ->
 }
 
 /// Installs the packages into a folder.
-fn bootstrap(root: &Path, apt: &Apt, progress: &mut dyn Progress) -> Result<()> {
+fn bootstrap(root: &Path, early: &Path, apt: &Apt, progress: &mut dyn Progress) -> Result<()> {
     progress.stage("packages", Unit::Steps, Some(MMDEBSTRAP_STEPS));
+    for (name, mode, content) in EARLY_FILES {
+        write_file(&early.join(name), *mode, content)?;
+    }
     let (old, new) = (apt.archive_cache("debian-12")?, apt.archive_cache("debian-12.new")?);
     let mut command = tool::command("mmdebstrap");
     command.args(["--mode=root", "--format=directory", "--variant=apt", "--architectures=amd64"]);
@@ -90,6 +112,7 @@ fn bootstrap(root: &Path, apt: &Apt, progress: &mut dyn Progress) -> Result<()> 
     command.args(["--skip=download/empty", "--skip=essential/unlink"]);
     command.arg("--setup-hook=mkdir -p \"$1/var/cache/apt/archives\"");
     command.arg(format!("--setup-hook=sync-in '{}' /var/cache/apt/archives", old.display()));
+    command.arg(format!("--essential-hook=copy-in '{}/etc' /", early.display()));
     command.arg(format!("--customize-hook=sync-out /var/cache/apt/archives '{}'", new.display()));
     command.arg(RELEASE).arg(root).arg(apt.sources());
     let mut steps = 0;
@@ -112,10 +135,21 @@ fn configure(root: &Path) -> Result<()> {
             fs::remove_file(&path).map_err(Error::io("remove", &path))?;
         }
     }
+    let kernel = newest(&root.join("boot"), "vmlinuz-")?;
     for (name, content) in FILES {
-        let path = root.join(name);
-        fs::write(&path, content).map_err(Error::io("write", &path))?;
-        fs::set_permissions(&path, Permissions::from_mode(0o644)).map_err(Error::io("protect", &path))?;
+        let content = content.replace("PARAMETERS", KERNEL_PARAMETERS).replace("VERSION", &kernel);
+        write_file(&root.join(name), 0o644, &content)?;
+    }
+    // What grub-install would do.
+    let (from, to) = (root.join("usr/lib/grub/i386-pc"), root.join("boot/grub/i386-pc"));
+    fs::create_dir_all(&to).map_err(Error::io("create", &to))?;
+    for entry in fs::read_dir(&from).map_err(Error::io("list", &from))? {
+        let path = entry.map_err(Error::io("list", &from))?.path();
+        if let (Some(name), Some("mod" | "lst")) =
+            (path.file_name(), path.extension().and_then(|e| e.to_str()))
+        {
+            fs::copy(&path, to.join(name)).map_err(Error::io("copy", &path))?;
+        }
     }
     // What `systemctl enable` would do.
     let wanted = root.join("etc/systemd/system/multi-user.target.wants");
@@ -130,12 +164,19 @@ fn configure(root: &Path) -> Result<()> {
     symlink("../run/systemd/resolve/stub-resolv.conf", &resolv).map_err(Error::io("link", &resolv))
 }
 
-/// The file of a folder that begins with `prefix`; where there are several, the last by name.
-fn newest(dir: &Path, prefix: &str) -> Result<std::path::PathBuf> {
+/// What follows `prefix` in the name of a file of a folder; where there are several, the last by name.
+fn newest(dir: &Path, prefix: &str) -> Result<String> {
     let entries = fs::read_dir(dir).map_err(Error::io("list", dir))?;
-    let names = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    let found = names.filter(|path| {
-        path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(prefix.as_bytes()))
-    });
-    found.max().ok_or_else(|| Error::Packages(format!("there is no {prefix}… in {}", dir.display())))
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let found = names.filter_map(|name| name.strip_prefix(prefix).map(str::to_owned)).max();
+    found.ok_or_else(|| Error::Packages(format!("there is no {prefix}… in {}", dir.display())))
+}
+
+/// Writes a file and the folders that it lies in.
+fn write_file(path: &Path, mode: u32, content: &str) -> Result<()> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+    }
+    fs::write(path, content).map_err(Error::io("write", path))?;
+    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(Error::io("protect", path))
 }

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 use crate::library::{Draft, DraftBoot, Image, Library};
-use crate::manifest::{OWNER_ALIAS, Source};
+use crate::manifest::{BootMode, OWNER_ALIAS, Source};
 use crate::progress::Progress;
 use apt::Apt;
 
@@ -66,7 +66,7 @@ impl Recipe {
     pub fn requirements(self) -> &'static [&'static str] {
         match self {
             Recipe::Tiny => &["apt", "dpkg", "e2fsprogs", "qemu-utils"],
-            Recipe::Debian12 => &["apt", "dpkg", "e2fsprogs", "mmdebstrap", "qemu-utils"],
+            Recipe::Debian12 => &["apt", "dpkg", "e2fsprogs", "fdisk", "mmdebstrap", "qemu-utils"],
         }
     }
 }
@@ -106,10 +106,14 @@ impl Library {
         exclusive.lock().map_err(Error::io("lock", &lock))?;
         let apt = Apt::open(options.cache.join("apt"), options.sources.as_deref())?;
         apt.update(progress)?;
-        let (mut packages, virtual_size, command_line) = match recipe {
-            Recipe::Tiny => (tiny::make(&staging, &apt, progress)?, tiny::DISK_SIZE, tiny::COMMAND_LINE),
+        let (mut packages, virtual_size, boot) = match recipe {
+            Recipe::Tiny => {
+                let boot = DraftBoot::Direct { command_line: tiny::COMMAND_LINE.into() };
+                (tiny::make(&staging, &apt, progress)?, tiny::DISK_SIZE, boot)
+            }
             Recipe::Debian12 => {
-                (debian::make(&staging, &apt, progress)?, debian::DISK_SIZE, debian::COMMAND_LINE)
+                let boot = DraftBoot::Firmware(BootMode::LegacyBios);
+                (debian::make(&staging, &apt, progress)?, debian::DISK_SIZE, boot)
             }
         };
         packages.sort();
@@ -121,7 +125,7 @@ impl Library {
             default_user: recipe.default_user().into(),
             root_device_name: "/dev/xvda".into(),
             virtual_size,
-            boot: DraftBoot::Direct { command_line: command_line.into() },
+            boot,
         };
         staging.publish(draft, progress)
     }

@@ -99,7 +99,8 @@ pub(crate) fn make(staging: &Staging, apt: &Apt, progress: &mut dyn Progress) ->
     make_tree(&tree, &unpacked, &busybox)?;
     progress.advance(2);
     let raw = staging.scratch("disk")?.join("root.raw");
-    disk::make_ext4(&raw, DISK_SIZE, "haar-root", &tree)?;
+    disk::make_sparse(&raw, DISK_SIZE)?;
+    disk::make_ext4(&raw, disk::Extent { start: 0, length: DISK_SIZE }, "haar-root", &tree)?;
     progress.advance(3);
     disk::convert_to_qcow2(&raw, "raw", &staging.path(ROOT_DISK), progress)?;
     packages.push(kernel);

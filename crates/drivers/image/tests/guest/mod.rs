@@ -51,6 +51,24 @@ pub struct Metadata {
     pub refuse: Option<u16>,
 }
 
+impl Metadata {
+    /// The names below a path, as the service lists them.
+    fn children(&self, path: &str) -> Vec<String> {
+        let prefix = format!("{}/", path.trim_end_matches('/'));
+        let below = self.content.keys().filter_map(|key| key.strip_prefix(&prefix));
+        let mut names: Vec<String> = below
+            .map(|rest| match rest.split_once('/') {
+                // The service lists keys with their comment.
+                Some((name, _)) if prefix == "meta-data/public-keys/" => format!("{name}=key"),
+                Some((name, _)) => format!("{name}/"),
+                None => rest.to_owned(),
+            })
+            .collect();
+        names.dedup();
+        names
+    }
+}
+
 /// A network namespace with servers in it.
 pub struct Lab {
     pub dir: tempfile::TempDir,
@@ -119,13 +137,29 @@ impl Lab {
         })
     }
 
-    /// Sets what the metadata service says about an instance that has this key, and user data if any.
-    pub fn describe(&self, instance_id: &str, user_data: Option<&[u8]>) {
+    /// Sets what the metadata service and DHCP say about an instance that has the lab's key.
+    pub fn describe(&self, instance_id: &str, addresses: &[Ipv4Addr], user_data: Option<&[u8]>) {
+        for (index, address) in addresses.iter().enumerate() {
+            self.leases.lock().unwrap().insert(mac(*address, index), *address);
+        }
         let mut metadata = self.metadata.lock().unwrap();
         metadata.content.clear();
         let mut set = |path: &str, content: &[u8]| metadata.content.insert(path.into(), content.into());
         set("meta-data/instance-id", instance_id.as_bytes());
         set("meta-data/public-keys/0/openssh-key", &self.public_key());
+        set("meta-data/local-hostname", b"guest.test.internal");
+        set("meta-data/placement/availability-zone", b"eu-central-1a");
+        let document = format!("{{\"instanceId\": \"{instance_id}\", \"region\": \"eu-central-1\"}}");
+        set("dynamic/instance-identity/document", document.as_bytes());
+        for (mac, address) in self.leases.lock().unwrap().iter() {
+            let macs = format!(
+                "meta-data/network/interfaces/macs/{}",
+                mac.map(|byte| format!("{byte:02x}")).join(":")
+            );
+            set(&format!("{macs}/device-number"), mac[5].to_string().as_bytes());
+            set(&format!("{macs}/local-ipv4s"), address.to_string().as_bytes());
+            set(&format!("{macs}/subnet-ipv4-cidr-block"), b"10.99.0.0/24");
+        }
         if let Some(user_data) = user_data {
             set("user-data", user_data);
         }
@@ -204,6 +238,11 @@ impl Drop for Lab {
     }
 }
 
+/// The MAC address of a network interface of the lab, by the last byte of the address that it gets.
+fn mac(address: Ipv4Addr, index: usize) -> [u8; 6] {
+    [0x02, 0, 0, 0, address.octets()[3], index as u8]
+}
+
 /// How to start a guest.
 pub struct Start<'a> {
     pub image: &'a Image,
@@ -245,9 +284,8 @@ impl Guest {
         arguments("-device virtio-blk-pci,drive=root,bus=rp1,serial=vol00000000000000001".into());
         arguments("-device virtio-rng-pci,bus=rp2 -device pvpanic-pci".into());
         for (index, address) in start.addresses.iter().enumerate() {
-            let (number, tap) = (number as u8, format!("t{number}.{index}"));
-            let mac = [0x02, 0, 0, 0, number, index as u8];
-            lab.leases.lock().unwrap().insert(mac, *address);
+            let tap = format!("t{number}.{index}");
+            let mac = mac(*address, index);
             let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
             ip(&format!("-n {} tuntap add dev {tap} mode tap", lab.name));
             ip(&format!("-n {} link set {tap} master br0 up", lab.name));
@@ -259,7 +297,9 @@ impl Guest {
             console.display(),
             qmp.display()
         ));
-        arguments("-smbios type=1,manufacturer=Amazon\u{a0}EC2".replace('\u{a0}', "-"));
+        // By this cloud-init knows the platform, thus how to ask for metadata.
+        let uuid = format!("ec2{number:05x}-0000-4000-8000-000000000000");
+        arguments(format!("-smbios type=1,manufacturer=Amazon,serial={uuid},uuid={uuid}"));
         if !start.instance_id.is_empty() {
             arguments(format!("-smbios type=2,asset={}", start.instance_id));
         }
@@ -389,7 +429,8 @@ fn serve_metadata(listener: &TcpListener, metadata: &Mutex<Metadata>, stop: &Ato
         };
         let mut words = request.split(' ');
         let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-        let path = path.strip_prefix("/latest/").unwrap_or(path);
+        // Every version that clients know is the same here; the latest has no name of its own in the log.
+        let path = path.trim_start_matches('/').split_once('/').map_or("", |(_version, path)| path);
         let mut metadata = metadata.lock().unwrap();
         metadata.requests.push(format!("{method} {path}"));
         let (status, body) = if let Some(status) = metadata.refuse {
@@ -402,9 +443,10 @@ fn serve_metadata(listener: &TcpListener, metadata: &Mutex<Metadata>, stop: &Ato
         } else if header("x-aws-ec2-metadata-token").as_deref() != Some(TOKEN) {
             (401, Vec::new())
         } else {
-            match metadata.content.get(path) {
-                Some(body) => (200, body.clone()),
-                None => (404, b"Not Found".to_vec()),
+            match (metadata.content.get(path), metadata.children(path)) {
+                (Some(body), _) => (200, body.clone()),
+                (None, children) if !children.is_empty() => (200, children.join("\n").into_bytes()),
+                (None, _) => (404, b"Not Found".to_vec()),
             }
         };
         let head =
