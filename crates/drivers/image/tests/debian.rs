@@ -38,7 +38,7 @@ fn debian_boots() {
     };
     let mut guest = Guest::start(&lab, &start);
     eprintln!("SSH after {:?}", lab.wait_ssh(&mut guest, ADDRESS, MINUTES));
-    println!("{}", String::from_utf8_lossy(&lab.ssh("admin", ADDRESS, "cloud-init status --wait --long; systemd-analyze; systemd-analyze blame | head -30; systemctl --failed; ip a; df -h /; resolvectl | head; cat /etc/resolv.conf; sudo id; systemd-analyze critical-chain; sudo cat /var/log/cloud-init.log").stdout));
+    println!("{}", String::from_utf8_lossy(&lab.ssh("admin", ADDRESS, "cloud-init status --wait --long; systemd-analyze; systemd-analyze blame | head -30; systemctl --failed; ip a; df -h /; resolvectl | head; cat /etc/resolv.conf; sudo id; systemd-analyze critical-chain; cloud-init analyze blame | head -30; cloud-init analyze show").stdout));
     println!("{:?}", lab.metadata.lock().unwrap().requests);
     guest.qmp("system_powerdown");
     eprintln!("ended after {:?}", guest.wait_end(MINUTES));

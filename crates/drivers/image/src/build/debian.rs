@@ -62,6 +62,7 @@ const EARLY_FILES: &[(&str, u32, &str)] = &[
 const FILES: &[(&str, &str)] = &[
     ("etc/cloud/cloud.cfg.d/90_image.cfg", include_str!("../../guest/debian-12/cloud.cfg")),
     ("etc/default/grub", include_str!("../../guest/debian-12/grub-default")),
+    ("etc/systemd/resolved.conf.d/image.conf", include_str!("../../guest/debian-12/resolved.conf")),
     ("etc/fstab", include_str!("../../guest/debian-12/fstab")),
     // Empty: made at the first boot, by every instance for itself.
     ("etc/machine-id", ""),

@@ -102,13 +102,16 @@ impl Lab {
         ip(&format!("-n {name} addr add 169.254.169.254/32 dev br0"));
         ip(&format!("-n {name} link set br0 up"));
         let (leases, stop) = (lab.leases.clone(), lab.stop.clone());
-        let (dhcp, http) = lab.inside(|| {
+        let (dhcp, dns, http) = lab.inside(|| {
             let dhcp = UdpSocket::bind(("0.0.0.0", 67)).unwrap();
             dhcp.set_broadcast(true).unwrap();
             nix::sys::socket::setsockopt(&dhcp, nix::sys::socket::sockopt::BindToDevice, &"br0".into())
                 .unwrap();
-            (dhcp, TcpListener::bind(("169.254.169.254", 80)).unwrap())
+            let dns = UdpSocket::bind((HOST, 53)).unwrap();
+            (dhcp, dns, TcpListener::bind(("169.254.169.254", 80)).unwrap())
         });
+        let stop_dns = lab.stop.clone();
+        lab.servers.push(std::thread::spawn(move || serve_dns(&dns, &stop_dns)));
         lab.servers.push(std::thread::spawn(move || serve_dhcp(&dhcp, &leases, &stop)));
         let (metadata, stop) = (lab.metadata.clone(), lab.stop.clone());
         lab.servers.push(std::thread::spawn(move || serve_metadata(&http, &metadata, &stop)));
@@ -407,6 +410,21 @@ fn serve_dhcp(socket: &UdpSocket, leases: &Mutex<HashMap<[u8; 6], Ipv4Addr>>, st
         option(26, &1400u16.to_be_bytes());
         reply.push(255);
         let _ = socket.send_to(&reply, ("255.255.255.255", 68));
+    }
+}
+
+/// Answers every question with "no such name" (RFC 1035).
+fn serve_dns(socket: &UdpSocket, stop: &AtomicBool) {
+    socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let mut packet = [0; 512];
+    while !stop.load(Ordering::Relaxed) {
+        let Ok((length @ 12.., from)) = socket.recv_from(&mut packet) else { continue };
+        packet[2..4].copy_from_slice(&[0x81, 0x83]);
+        packet[6..12].fill(0);
+        // The question ends with an empty label, a type and a class; what may follow is not repeated.
+        let end =
+            packet[12..length].iter().position(|&b| b == 0).map_or(length, |at| (12 + at + 5).min(length));
+        let _ = socket.send_to(&packet[..end], from);
     }
 }
 
