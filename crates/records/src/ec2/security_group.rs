@@ -1,5 +1,7 @@
 //! Security groups.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{Tags, resource};
@@ -25,7 +27,23 @@ pub struct SecurityGroup {
     pub tags: Tags,
 }
 
-resource!(SecurityGroup, "ec2.security-group", "vpc" => |g| [g.vpc_id.clone()]);
+resource!(SecurityGroup, "ec2.security-group",
+    "vpc" => |g| [g.vpc_id.clone()],
+    "rule" => |g| g.rules.iter().map(|rule| rule.id.clone()).collect::<Vec<_>>(),
+    "reference" => |g| g.references(),
+);
+
+impl SecurityGroup {
+    /// The groups that the rules name as sources or destinations, each once.
+    #[must_use]
+    pub fn references(&self) -> Vec<String> {
+        let groups = self.rules.iter().filter_map(|rule| match &rule.target {
+            RuleTarget::Group(id) => Some(id.clone()),
+            RuleTarget::Cidr(_) => None,
+        });
+        groups.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+}
 
 /// One rule (`SecurityGroupRule` in the API reference): one protocol and port range, one target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -104,7 +104,9 @@ pub fn allocate_private_ip(
 /// # Errors
 /// `InsufficientAddressCapacity`.
 pub fn allocate_public_ip(tx: &mut Tx, pool: Ipv4Net, scope: Scope<'_>, holder: &str) -> Result<Ipv4Addr> {
-    let free = Assignable::of(pool, POOL_RESERVED).shuffled().find(|&ip| is_free(tx, scope, ClaimScope::PublicIp(ip)));
+    let free = Assignable::of(pool, POOL_RESERVED)
+        .shuffled()
+        .find(|&ip| is_free(tx, scope, ClaimScope::PublicIp(ip)));
     let ip = free.ok_or_else(|| {
         let message = format!("The public addresses of this installation ({pool}) are all in use.");
         Error::new("InsufficientAddressCapacity", message)
@@ -121,7 +123,8 @@ fn is_free(tx: &Tx, scope: Scope<'_>, claim: ClaimScope<'_>) -> bool {
 
 /// Makes a claim that is known to be free; the transaction relies on that.
 fn hold(tx: &mut Tx, scope: Scope<'_>, claim: ClaimScope<'_>, holder: &str) -> Result<()> {
-    tx.create(Claim::new(scope.account, scope.region, claim, holder)).map_err(|exists| store_error(&exists.into()))
+    tx.create(Claim::new(scope.account, scope.region, claim, holder))
+        .map_err(|exists| store_error(&exists.into()))
 }
 
 /// Gives up a claim; nothing happens when there is none.
@@ -158,13 +161,17 @@ mod tests {
         assert_eq!(assignable("172.31.0.0/20".parse().unwrap()), 4091);
         assert_eq!(assignable("10.0.0.0/28".parse().unwrap()), 11);
         assert_eq!(assignable("0.0.0.0/0".parse().unwrap()), u32::MAX - 4);
-        let pool: Vec<_> = Assignable::of("198.18.0.0/29".parse().unwrap(), POOL_RESERVED).shuffled().collect();
+        let pool: Vec<_> =
+            Assignable::of("198.18.0.0/29".parse().unwrap(), POOL_RESERVED).shuffled().collect();
         assert_eq!(pool.len(), 4);
         for last in 3..=6 {
             assert!(pool.contains(&Ipv4Addr::new(198, 18, 0, last)));
         }
         assert_eq!(Assignable::of("198.18.0.0/30".parse().unwrap(), POOL_RESERVED).shuffled().count(), 0);
-        assert_eq!(Assignable::of("255.255.255.255/32".parse().unwrap(), POOL_RESERVED).shuffled().count(), 0);
+        assert_eq!(
+            Assignable::of("255.255.255.255/32".parse().unwrap(), POOL_RESERVED).shuffled().count(),
+            0
+        );
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@ use haar_records::ec2::{
     Claim, ClaimScope, InternetGateway, Route, RouteTable, RouteTableAssociation, RouteTarget, RuleTarget,
     SecurityGroup, SecurityGroupRule, Subnet, Vpc,
 };
-use haar_store::{Entry, Snapshot, Tx};
+use haar_store::{Entry, Exists, Snapshot, Tx};
 
 use crate::error::Result;
 use crate::rules::Traffic;
@@ -30,21 +30,26 @@ pub fn find(snapshot: &Snapshot, scope: Scope<'_>) -> Option<Entry<Vpc>> {
     snapshot.get(scope.account, scope.region, &claim.holder)
 }
 
-/// The default VPC, made with all that belongs to it in this transaction when there is none yet.
+/// Makes the default VPC with all that belongs to it, unless it was made before.
+///
+/// # Errors
+/// Never in practice: ids are random.
+pub fn make(tx: &mut Tx, scope: Scope<'_>) -> Result<(), Exists> {
+    let (account, region, id) = Claim::key(scope.account, scope.region, ClaimScope::DefaultVpc);
+    if tx.get::<Claim>(&account, &region, &id).is_some() { Ok(()) } else { create(tx, scope) }
+}
+
+/// The default VPC, made when there is none yet.
 ///
 /// # Errors
 /// `VPCIdNotSpecified` when the default VPC was deleted.
 pub fn ensure(tx: &mut Tx, scope: Scope<'_>) -> Result<Entry<Vpc>> {
-    let (account, region, id) = Claim::key(scope.account, scope.region, ClaimScope::DefaultVpc);
-    if tx.get::<Claim>(&account, &region, &id).is_none() {
-        create(tx, scope)?;
-    }
-    find(tx.snapshot(), scope).ok_or_else(|| {
-        haar_api::Error::new("VPCIdNotSpecified", "No default VPC for this user")
-    })
+    make(tx, scope).map_err(|exists| store_error(&exists.into()))?;
+    find(tx.snapshot(), scope)
+        .ok_or_else(|| haar_api::Error::new("VPCIdNotSpecified", "No default VPC for this user"))
 }
 
-fn create(tx: &mut Tx, scope: Scope<'_>) -> Result<()> {
+fn create(tx: &mut Tx, scope: Scope<'_>) -> Result<(), Exists> {
     let (account, region) = (scope.account.to_owned(), scope.region.to_owned());
     let vpc = Vpc {
         account: account.clone(),
@@ -97,7 +102,7 @@ fn create(tx: &mut Tx, scope: Scope<'_>) -> Result<()> {
         (ClaimScope::DefaultVpc, &vpc.id),
         (ClaimScope::GroupName { vpc_id: &vpc.id, name: DEFAULT_GROUP }, &group.id),
     ] {
-        tx.create(Claim::new(&account, &region, claim, holder)).map_err(|exists| store_error(&exists.into()))?;
+        tx.create(Claim::new(&account, &region, claim, holder))?;
     }
     tx.put(gateway);
     tx.put(table);
@@ -115,7 +120,10 @@ fn default_group(scope: Scope<'_>, vpc_id: &str) -> SecurityGroup {
         name: DEFAULT_GROUP.to_owned(),
         description: "default VPC security group".to_owned(),
         vpc_id: vpc_id.to_owned(),
-        rules: vec![any_rule(false, RuleTarget::Group(id.clone())), any_rule(true, RuleTarget::Cidr(ANYWHERE.to_owned()))],
+        rules: vec![
+            any_rule(false, RuleTarget::Group(id.clone())),
+            any_rule(true, RuleTarget::Cidr(ANYWHERE.to_owned())),
+        ],
         tags: Tags::new(),
         id,
     }
@@ -149,7 +157,9 @@ mod tests {
         let asking: Vec<_> = (0..8)
             .map(|_| {
                 let store = store.clone();
-                tokio::spawn(async move { write(&store, |tx| Ok(ensure(tx, SCOPE)?.id.clone())).await.unwrap() })
+                tokio::spawn(
+                    async move { write(&store, |tx| Ok(ensure(tx, SCOPE)?.id.clone())).await.unwrap() },
+                )
             })
             .collect();
         let mut found = Vec::new();
@@ -186,12 +196,14 @@ mod tests {
         assert_eq!(subnets::available_addresses(&store.snapshot(), &subnet), 4091);
         let wrong = write(&store, |tx| subnets::default_for(tx, SCOPE, Some("us-east-1a"))).await;
         assert_eq!(wrong.unwrap_err().message, "Invalid availability zone: [us-east-1a]");
-        let groups = write(&store, |tx| security_groups::resolve(tx, SCOPE, &subnet.vpc_id, &[], &[])).await.unwrap();
+        let groups =
+            write(&store, |tx| security_groups::resolve(tx, SCOPE, &subnet.vpc_id, &[], &[])).await.unwrap();
         let group = store.snapshot().get::<SecurityGroup>(SCOPE.account, SCOPE.region, &groups[0]).unwrap();
         assert_eq!(group.rules[0].target, RuleTarget::Group(group.id.clone()));
         assert_eq!((group.rules[0].egress, group.rules[1].egress), (false, true));
         let twice = [group.id.clone(), group.id.clone()];
-        let refused = write(&store, |tx| security_groups::resolve(tx, SCOPE, &subnet.vpc_id, &twice, &[])).await;
+        let refused =
+            write(&store, |tx| security_groups::resolve(tx, SCOPE, &subnet.vpc_id, &twice, &[])).await;
         assert_eq!(refused.unwrap_err().code, "InvalidParameterValue");
     }
 }

@@ -7,7 +7,8 @@ use haar_core::IdType;
 pub const INSTANCE: IdType =
     IdType::new("i", "instance ID", "InvalidInstanceID.Malformed", "InvalidInstanceID.NotFound");
 /// Volumes.
-pub const VOLUME: IdType = IdType::new("vol", "volume", "InvalidVolumeID.Malformed", "InvalidVolume.NotFound");
+pub const VOLUME: IdType =
+    IdType::new("vol", "volume", "InvalidVolumeID.Malformed", "InvalidVolume.NotFound");
 /// Images.
 pub const IMAGE: IdType = IdType::new("ami", "image id", "InvalidAMIID.Malformed", "InvalidAMIID.NotFound");
 /// Key pairs.

@@ -11,7 +11,10 @@ use hmac::{Hmac, Mac};
 use md5::Md5;
 use rsa::{
     pkcs1::{EncodeRsaPrivateKey, RsaPrivateKeyRef},
-    pkcs8::{DecodePublicKey, EncodePrivateKey, EncodePublicKey, LineEnding, der::Decode, spki::SubjectPublicKeyInfoRef},
+    pkcs8::{
+        DecodePublicKey, EncodePrivateKey, EncodePublicKey, LineEnding, der::Decode,
+        spki::SubjectPublicKeyInfoRef,
+    },
     rand_core::TryRng,
     traits::PublicKeyParts,
 };
@@ -76,7 +79,11 @@ pub enum KeyError {
 ///
 /// # Errors
 /// [`KeyError::Generation`].
-pub fn generate(key_type: KeyType, format: PrivateKeyFormat, name: &str) -> Result<KeyPairMaterial, KeyError> {
+pub fn generate(
+    key_type: KeyType,
+    format: PrivateKeyFormat,
+    name: &str,
+) -> Result<KeyPairMaterial, KeyError> {
     match key_type {
         KeyType::Rsa => {
             let key = rsa::PrivateKey::new(&mut SysRng, RSA_BITS).map_err(generation)?;
@@ -94,7 +101,11 @@ fn generation(error: impl std::fmt::Display) -> KeyError {
     KeyError::Generation(error.to_string())
 }
 
-fn rsa_pair(key: &rsa::PrivateKey, format: PrivateKeyFormat, name: &str) -> Result<KeyPairMaterial, KeyError> {
+fn rsa_pair(
+    key: &rsa::PrivateKey,
+    format: PrivateKeyFormat,
+    name: &str,
+) -> Result<KeyPairMaterial, KeyError> {
     let data = KeyData::Rsa(rsa_key_data(&key.to_public_key()).map_err(generation)?);
     let private = match format {
         PrivateKeyFormat::Pem => key.to_pkcs1_pem(LineEnding::LF).map_err(generation)?.to_string(),
@@ -114,7 +125,11 @@ fn rsa_pair(key: &rsa::PrivateKey, format: PrivateKeyFormat, name: &str) -> Resu
     Ok(KeyPairMaterial { public: PublicKey { key_type: KeyType::Rsa, openssh, fingerprint }, private })
 }
 
-fn ed25519_pair(key: &Ed25519Keypair, format: PrivateKeyFormat, name: &str) -> Result<KeyPairMaterial, KeyError> {
+fn ed25519_pair(
+    key: &Ed25519Keypair,
+    format: PrivateKeyFormat,
+    name: &str,
+) -> Result<KeyPairMaterial, KeyError> {
     let data = KeyData::Ed25519(key.public);
     let private = match format {
         PrivateKeyFormat::Pem => ssh_key::PrivateKey::new(key.clone().into(), "")
@@ -162,7 +177,9 @@ pub fn import(material: &[u8], name: &str) -> Result<PublicKey, KeyError> {
             let der = key.to_public_key_der().map_err(|_| KeyError::Format)?;
             (KeyType::Rsa, colons(&Md5::digest(der.as_bytes())))
         }
-        KeyData::Ed25519(_) => (KeyType::Ed25519, ed25519_fingerprint(data.clone()).map_err(|_| KeyError::Format)?),
+        KeyData::Ed25519(_) => {
+            (KeyType::Ed25519, ed25519_fingerprint(data.clone()).map_err(|_| KeyError::Format)?)
+        }
         _ => return Err(KeyError::Format),
     };
     Ok(PublicKey { key_type, openssh: openssh(data, name).map_err(|_| KeyError::Format)?, fingerprint })
@@ -352,7 +369,8 @@ mod tests {
         }
         let wrapped = testdata!("rsa.der.b64").as_bytes().chunks(64).collect::<Vec<_>>().join(&b'\n');
         assert_eq!(import(&wrapped, "k").unwrap().fingerprint, RSA_IMPORTED);
-        let headers = testdata!("rsa.rfc4716").replace("Comment: ", "Subject: me\nx-long: a \\\nfolded header\nComment: ");
+        let headers = testdata!("rsa.rfc4716")
+            .replace("Comment: ", "Subject: me\nx-long: a \\\nfolded header\nComment: ");
         assert_eq!(import(headers.as_bytes(), "k").unwrap().fingerprint, RSA_IMPORTED);
         let commentless = testdata!("rsa.pub").rsplit_once(" my key").unwrap().0;
         assert_eq!(import(commentless.as_bytes(), "k").unwrap().fingerprint, RSA_IMPORTED);

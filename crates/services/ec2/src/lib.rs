@@ -1,18 +1,36 @@
 //! Amazon EC2: instances, volumes, images and VPC networking.
+//!
+//! One module a resource, one function an operation, named as the API reference names them. A handler validates its
+//! request, commits one transaction ([`haar_core::transact`]) and answers; what follows on the machine is the node's.
 
 pub mod addresses;
 pub mod defaults;
+pub mod describe;
 pub mod dns;
 pub mod error;
+mod handlers;
 pub mod ids;
+pub mod instance_types;
+pub mod internet_gateways;
 pub mod key_material;
+pub mod key_pairs;
+/// The EC2 API: the types of its requests and answers, its table and the [`Ec2`](model::Ec2) trait, generated from
+/// the model for the operations of `operations.toml`.
+pub mod model {
+    haar_api::include_model!("ec2.rs");
+}
 pub mod network_interfaces;
+pub mod regions;
+pub mod route_tables;
 pub mod rules;
 mod scope;
 pub mod security_groups;
 pub mod subnets;
+pub mod tags;
 #[cfg(test)]
 mod testing;
+pub mod vpcs;
 pub mod zones;
 
+pub use handlers::{Config, ConsoleOutput, Handlers, Host};
 pub use scope::Scope;

@@ -2,18 +2,27 @@
 
 use std::net::Ipv4Addr;
 
-use haar_core::new_id;
+use haar_api::Context;
+use haar_core::{FilterTable, new_id};
 use haar_records::Tags;
 use haar_records::ec2::{
-    Attachment, AttachmentStatus, ClaimScope, NetworkInterface, PublicAddress, Subnet,
+    Attachment, AttachmentStatus, ClaimScope, NetworkInterface, PublicAddress, SecurityGroup, Subnet,
 };
-use haar_store::Tx;
+use haar_store::{Snapshot, Tx};
 use ipnet::Ipv4Net;
 use time::OffsetDateTime;
 
+use crate::describe::{Kind, Request};
 use crate::error::Result;
+use crate::handlers::Handlers;
+use crate::model;
+use crate::model::{
+    DescribeNetworkInterfacesRequest, DescribeNetworkInterfacesResult, GroupIdentifier,
+    NetworkInterfaceAssociation, NetworkInterfaceAttachment, NetworkInterfacePrivateIpAddress,
+    NetworkInterfaceStatus, NetworkInterfaceType, OperatorResponse,
+};
 use crate::scope::Scope;
-use crate::{addresses, dns, ids};
+use crate::{addresses, dns, ids, tags, zones};
 
 /// The interface that a launch makes for its instance.
 #[derive(Debug, Clone)]
@@ -112,4 +121,173 @@ pub fn delete(tx: &mut Tx, mut interface: NetworkInterface) {
         ClaimScope::PrivateIp { vpc_id: &interface.vpc_id, ip: interface.private_ip },
     );
     tx.delete::<NetworkInterface>(&interface.account, &interface.region, &interface.id);
+}
+
+const KIND: Kind<NetworkInterface, Snapshot> = Kind {
+    id: ids::NETWORK_INTERFACE,
+    filters: FilterTable::<NetworkInterface, Snapshot>::new(&[
+        ("addresses.association.owner-id", |eni, _, probe| probe.values(public_owner(eni))),
+        ("addresses.association.public-ip", |eni, _, probe| public_ip(eni).for_each(|ip| probe.display(ip))),
+        ("addresses.primary", |_, _, probe| probe.value("true")),
+        ("addresses.private-ip-address", |eni, _, probe| probe.display(eni.private_ip)),
+        ("association.allocation-id", |_, _, _| ()),
+        ("association.association-id", |_, _, _| ()),
+        ("association.ip-owner-id", |eni, _, probe| probe.values(public_owner(eni))),
+        ("association.public-dns-name", |eni, _, probe| {
+            public_ip(eni).for_each(|ip| probe.value(&dns::public_dns_name(&eni.region, ip)));
+        }),
+        ("association.public-ip", |eni, _, probe| public_ip(eni).for_each(|ip| probe.display(ip))),
+        ("attachment.attach-time", |eni, _, probe| {
+            let times = eni.attachment.iter().filter_map(|a| a.attach_time.format(&ATTACH_TIME).ok());
+            times.for_each(|time| probe.value(&time));
+        }),
+        ("attachment.attachment-id", |eni, _, probe| {
+            probe.values(eni.attachment.iter().map(|a| a.id.as_str()))
+        }),
+        ("attachment.delete-on-termination", |eni, _, probe| {
+            eni.attachment.iter().for_each(|a| probe.display(a.delete_on_termination));
+        }),
+        ("attachment.device-index", |eni, _, probe| {
+            eni.attachment.iter().for_each(|a| probe.display(a.device_index));
+        }),
+        ("attachment.instance-id", |eni, _, probe| {
+            probe.values(eni.attachment.iter().map(|a| a.instance_id.as_str()));
+        }),
+        ("attachment.instance-owner-id", |eni, _, probe| {
+            probe.values(eni.attachment.iter().map(|_| eni.account.as_str()));
+        }),
+        ("attachment.status", |eni, _, probe| probe.values(eni.attachment.iter().map(|a| a.status.as_str()))),
+        ("availability-zone", |eni, _, probe| probe.value(&eni.availability_zone)),
+        ("availability-zone-id", |eni, _, probe| {
+            probe.values(zones::zone_id(&eni.region, &eni.availability_zone).as_deref());
+        }),
+        ("description", |eni, _, probe| probe.value(&eni.description)),
+        ("group-id", |eni, _, probe| probe.values(eni.groups.iter().map(String::as_str))),
+        ("group-name", |eni, snapshot, probe| {
+            groups(eni, snapshot).iter().for_each(|group| probe.values(group.group_name.as_deref()));
+        }),
+        ("interface-type", |_, _, probe| probe.value("interface")),
+        ("ipv6-addresses.ipv6-address", |_, _, _| ()),
+        ("mac-address", |eni, _, probe| probe.value(&eni.mac_address)),
+        ("network-interface-id", |eni, _, probe| probe.value(&eni.id)),
+        ("operator.managed", |_, _, probe| probe.value("false")),
+        ("operator.principal", |_, _, _| ()),
+        ("owner-id", |eni, _, probe| probe.value(&eni.account)),
+        ("private-dns-name", |eni, _, probe| {
+            probe.value(&dns::private_dns_name(&eni.region, eni.private_ip));
+        }),
+        ("private-ip-address", |eni, _, probe| probe.display(eni.private_ip)),
+        ("requester-id", |eni, _, probe| probe.value(&eni.account)),
+        ("requester-managed", |eni, _, probe| probe.display(eni.requester_managed)),
+        ("source-dest-check", |eni, _, probe| probe.display(eni.source_dest_check)),
+        ("status", |eni, _, probe| probe.value(status(eni).as_str())),
+        ("subnet-id", |eni, _, probe| probe.value(&eni.subnet_id)),
+        ("vpc-id", |eni, _, probe| probe.value(&eni.vpc_id)),
+    ])
+    .with_tags(|eni| &eni.tags),
+    indexes: &[
+        ("attachment.instance-id", "instance"),
+        ("subnet-id", "subnet"),
+        ("group-id", "group"),
+        ("vpc-id", "vpc"),
+    ],
+};
+
+/// How filters write the time of an attachment, as `2026-01-31T12:00:00.000Z`.
+const ATTACH_TIME: &[time::format_description::BorrowedFormatItem<'static>] =
+    time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
+
+fn public_ip(eni: &NetworkInterface) -> impl Iterator<Item = Ipv4Addr> {
+    eni.public_address.iter().map(|address| address.ip)
+}
+
+fn public_owner(eni: &NetworkInterface) -> Option<&str> {
+    eni.public_address.as_ref().map(|address| address.owner.as_str())
+}
+
+const fn status(eni: &NetworkInterface) -> NetworkInterfaceStatus {
+    match &eni.attachment {
+        None => NetworkInterfaceStatus::Available,
+        Some(Attachment { status: AttachmentStatus::Attaching, .. }) => NetworkInterfaceStatus::Attaching,
+        Some(Attachment { status: AttachmentStatus::Detaching, .. }) => NetworkInterfaceStatus::Detaching,
+        Some(_) => NetworkInterfaceStatus::InUse,
+    }
+}
+
+/// Ids and names of the interface's groups.
+#[must_use]
+pub fn groups(eni: &NetworkInterface, snapshot: &Snapshot) -> Vec<GroupIdentifier> {
+    let group = |id: &String| GroupIdentifier {
+        group_id: Some(id.clone()),
+        group_name: snapshot
+            .get::<SecurityGroup>(&eni.account, &eni.region, id)
+            .map(|group| group.name.clone()),
+    };
+    eni.groups.iter().map(group).collect()
+}
+
+/// `DescribeNetworkInterfaces`.
+pub async fn describe_network_interfaces(
+    handlers: &Handlers,
+    ctx: &Context,
+    input: DescribeNetworkInterfacesRequest,
+) -> Result<DescribeNetworkInterfacesResult> {
+    let snapshot = handlers.store.snapshot();
+    let request = Request {
+        ids: &input.network_interface_ids,
+        filters: &input.filters,
+        max_results: input.max_results,
+        next_token: input.next_token.as_deref(),
+    };
+    let (interfaces, next_token) = KIND.page(handlers, ctx, &snapshot, &request, &snapshot)?;
+    let network_interfaces = interfaces.iter().map(|eni| to_api(eni, &snapshot)).collect();
+    Ok(DescribeNetworkInterfacesResult { network_interfaces, next_token })
+}
+
+fn to_api(eni: &NetworkInterface, snapshot: &Snapshot) -> model::NetworkInterface {
+    let private_dns_name = dns::private_dns_name(&eni.region, eni.private_ip);
+    let association = eni.public_address.as_ref().map(|address| NetworkInterfaceAssociation {
+        ip_owner_id: Some(address.owner.clone()),
+        public_dns_name: Some(dns::public_dns_name(&eni.region, address.ip)),
+        public_ip: Some(address.ip.to_string()),
+    });
+    let attachment = eni.attachment.as_ref().map(|attachment| NetworkInterfaceAttachment {
+        attach_time: Some(attachment.attach_time),
+        attachment_id: Some(attachment.id.clone()),
+        delete_on_termination: Some(attachment.delete_on_termination),
+        device_index: i32::try_from(attachment.device_index).ok(),
+        network_card_index: Some(0),
+        instance_id: Some(attachment.instance_id.clone()),
+        instance_owner_id: Some(eni.account.clone()),
+        status: Some(attachment.status.as_str().to_owned()),
+    });
+    model::NetworkInterface {
+        attachment,
+        availability_zone: Some(eni.availability_zone.clone()),
+        description: Some(eni.description.clone()),
+        groups: groups(eni, snapshot),
+        interface_type: Some(NetworkInterfaceType::Interface),
+        ipv6_addresses: Vec::new(),
+        mac_address: Some(eni.mac_address.clone()),
+        network_interface_id: Some(eni.id.clone()),
+        owner_id: Some(eni.account.clone()),
+        private_dns_name: Some(private_dns_name.clone()),
+        private_ip_address: Some(eni.private_ip.to_string()),
+        private_ip_addresses: vec![NetworkInterfacePrivateIpAddress {
+            association: association.clone(),
+            primary: Some(true),
+            private_dns_name: Some(private_dns_name),
+            private_ip_address: Some(eni.private_ip.to_string()),
+        }],
+        association,
+        requester_id: Some(eni.account.clone()),
+        requester_managed: Some(eni.requester_managed),
+        source_dest_check: Some(eni.source_dest_check),
+        status: Some(status(eni)),
+        subnet_id: Some(eni.subnet_id.clone()),
+        tag_set: tags::to_api(&eni.tags),
+        vpc_id: Some(eni.vpc_id.clone()),
+        operator: Some(OperatorResponse { managed: Some(false) }),
+        availability_zone_id: zones::zone_id(&eni.region, &eni.availability_zone),
+    }
 }

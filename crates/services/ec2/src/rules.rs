@@ -50,7 +50,9 @@ impl Traffic {
             (_, Ok(number)) => number.to_string(),
             _ => {
                 let shown = crate::error::shorten(given);
-                return Err(invalid_value(format!("Invalid value '{shown}' for IP protocol. Unknown protocol.")));
+                return Err(invalid_value(format!(
+                    "Invalid value '{shown}' for IP protocol. Unknown protocol."
+                )));
             }
         };
         let (from_port, to_port) = match protocol.as_str() {
@@ -107,8 +109,8 @@ pub fn cidr(text: &str) -> Result<String> {
         let prefix = Some(prefix).filter(|p| p.len() <= 2 && p.bytes().all(|b| b.is_ascii_digit()))?;
         Ipv4Net::new(address.parse::<Ipv4Addr>().ok()?, prefix.parse().ok()?).ok()
     };
-    let block =
-        block().ok_or_else(|| invalid_value(format!("CIDR block {} is malformed", crate::error::shorten(text))))?;
+    let block = block()
+        .ok_or_else(|| invalid_value(format!("CIDR block {} is malformed", crate::error::shorten(text))))?;
     Ok(block.trunc().to_string())
 }
 
@@ -117,7 +119,11 @@ pub fn cidr(text: &str) -> Result<String> {
 /// # Errors
 /// `InvalidParameterValue`.
 pub fn check_rule_description(description: &str) -> Result<()> {
-    if is_text(description) { Ok(()) } else { Err(invalid_value(format!("Invalid rule description. Valid descriptions {TEXT_RULE}"))) }
+    if is_text(description) {
+        Ok(())
+    } else {
+        Err(invalid_value(format!("Invalid rule description. Valid descriptions {TEXT_RULE}")))
+    }
 }
 
 /// Checks a new group's name.
@@ -195,7 +201,11 @@ mod tests {
 
     use super::*;
 
-    fn traffic(protocol: &str, from: impl Into<Option<i32>>, to: impl Into<Option<i32>>) -> Result<(String, i32, i32)> {
+    fn traffic(
+        protocol: &str,
+        from: impl Into<Option<i32>>,
+        to: impl Into<Option<i32>>,
+    ) -> Result<(String, i32, i32)> {
         Traffic::parse(Some(protocol), from.into(), to.into()).map(|t| (t.protocol, t.from_port, t.to_port))
     }
 
@@ -223,11 +233,23 @@ mod tests {
             "InvalidParameterValue: Invalid value 'esp' for IP protocol. Unknown protocol."
         );
         assert!(message(traffic("256", None, None)).contains("Unknown protocol"));
-        assert_eq!(message(traffic("tcp", -1, -1)), "InvalidParameterValue: TCP/UDP (from) port (-1) out of range");
-        assert_eq!(message(traffic("tcp", 1, 65536)), "InvalidParameterValue: TCP/UDP (to) port (65536) out of range");
-        assert_eq!(message(traffic("udp", 443, 80)), "InvalidParameterValue: Invalid TCP/UDP port range (443:80)");
+        assert_eq!(
+            message(traffic("tcp", -1, -1)),
+            "InvalidParameterValue: TCP/UDP (from) port (-1) out of range"
+        );
+        assert_eq!(
+            message(traffic("tcp", 1, 65536)),
+            "InvalidParameterValue: TCP/UDP (to) port (65536) out of range"
+        );
+        assert_eq!(
+            message(traffic("udp", 443, 80)),
+            "InvalidParameterValue: Invalid TCP/UDP port range (443:80)"
+        );
         assert!(message(traffic("tcp", 22, None)).contains("Must specify both from and to ports"));
-        assert_eq!(message(traffic("icmp", 8, 65535)), "InvalidParameterValue: ICMP code (65535) out of range");
+        assert_eq!(
+            message(traffic("icmp", 8, 65535)),
+            "InvalidParameterValue: ICMP code (65535) out of range"
+        );
         assert!(traffic("icmp", -1, 0).is_err());
         assert!(message(Traffic::parse(None, None, None)).starts_with("MissingParameter"));
         assert!(message(traffic("58", None, None)).starts_with("UnsupportedOperation"));
@@ -238,7 +260,17 @@ mod tests {
         assert_eq!(cidr("100.68.0.18/18").as_deref(), Ok("100.68.0.0/18"));
         assert_eq!(cidr("0.0.0.0/0").as_deref(), Ok("0.0.0.0/0"));
         assert_eq!(cidr("192.0.2.1/32").as_deref(), Ok("192.0.2.1/32"));
-        for bad in ["", "10.0.0.0", "10.0.0.0/33", "10.0.0.0/", "10.0.0.0/+8", "10.0.0/8", "::/0", "10.0.0.0/8/8", "010.0.0.0/8"] {
+        for bad in [
+            "",
+            "10.0.0.0",
+            "10.0.0.0/33",
+            "10.0.0.0/",
+            "10.0.0.0/+8",
+            "10.0.0/8",
+            "::/0",
+            "10.0.0.0/8/8",
+            "010.0.0.0/8",
+        ] {
             assert_eq!(message(cidr(bad)), format!("InvalidParameterValue: CIDR block {bad} is malformed"));
         }
     }
@@ -252,7 +284,9 @@ mod tests {
         }
         assert!(check_group_name(&"n".repeat(256)).is_err());
         assert!(check_group_description("web servers [eu] + $5").is_ok());
-        assert!(message(check_group_description("it's")).contains("Valid descriptions are strings less than 256"));
+        assert!(
+            message(check_group_description("it's")).contains("Valid descriptions are strings less than 256")
+        );
         assert!(check_rule_description("").is_ok());
         assert!(check_rule_description("a<b").is_err());
     }
@@ -269,7 +303,8 @@ mod tests {
             description: None,
             tags: Tags::new(),
         };
-        let described = SecurityGroupRule { id: "sgr-2".into(), description: Some("ssh".into()), ..rule.clone() };
+        let described =
+            SecurityGroupRule { id: "sgr-2".into(), description: Some("ssh".into()), ..rule.clone() };
         assert!(same(&rule, &described));
         assert!(!same(&rule, &SecurityGroupRule { egress: true, ..rule.clone() }));
         assert_eq!(
@@ -277,6 +312,9 @@ mod tests {
             "the specified rule \"peer: 0.0.0.0/0, TCP, from port: 22, to port: 22, ALLOW\" already exists"
         );
         (rule.protocol, rule.from_port, rule.to_port) = ("-1".into(), -1, -1);
-        assert_eq!(duplicate(&rule).message, "the specified rule \"peer: 0.0.0.0/0, ALL, ALLOW\" already exists");
+        assert_eq!(
+            duplicate(&rule).message,
+            "the specified rule \"peer: 0.0.0.0/0, ALL, ALLOW\" already exists"
+        );
     }
 }

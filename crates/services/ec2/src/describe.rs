@@ -1,0 +1,121 @@
+//! What describe operations share: ids, filters and pages.
+
+use std::ops::RangeInclusive;
+
+use haar_api::Context;
+use haar_core::{FilterTable, Filters, Fingerprint, IdType, PageRequest};
+use haar_store::{Entry, Resource, Snapshot};
+
+use crate::error::Result;
+use crate::handlers::Handlers;
+use crate::model;
+
+/// What `MaxResults` of most describe operations may be.
+pub const PAGE: RangeInclusive<i32> = 5..=1000;
+
+/// How the records of a kind are described.
+pub struct Kind<T: 'static, C: 'static> {
+    /// The kind's ids.
+    pub id: IdType,
+    /// The operation's filters.
+    pub filters: FilterTable<T, C>,
+    /// Filters whose values are an index of the records, each with that index.
+    pub indexes: &'static [(&'static str, &'static str)],
+}
+
+/// What a request says.
+pub struct Request<'a> {
+    /// Ids of the records; all when there are none.
+    pub ids: &'a [String],
+    /// Filters.
+    pub filters: &'a [model::Filter],
+    /// `MaxResults`.
+    pub max_results: Option<i32>,
+    /// `NextToken`.
+    pub next_token: Option<&'a str>,
+}
+
+impl<T: Resource, C> Kind<T, C> {
+    /// The page of records that a request asks for, sorted by id, and the token of the next one.
+    ///
+    /// # Errors
+    /// For ids that are malformed or name nothing, for filters that the operation does not have, and for a page that cannot be.
+    pub fn page(
+        &self,
+        handlers: &Handlers,
+        ctx: &Context,
+        snapshot: &Snapshot,
+        request: &Request<'_>,
+        context: &C,
+    ) -> Result<(Vec<Entry<T>>, Option<String>)> {
+        let filters = parse(&self.filters, request.filters)?;
+        let page = handlers.paginator.page(
+            ctx,
+            &PageRequest {
+                parameters: Fingerprint::of(&(request.ids, filters.raw())),
+                max_results: request.max_results,
+                next_token: request.next_token,
+                limits: PAGE,
+            },
+        )?;
+        let found = if request.ids.is_empty() {
+            self.candidates(ctx, snapshot, &filters)
+        } else {
+            Some(self.by_ids(ctx, snapshot, request.ids)?)
+        };
+        let matching = |record: &&Entry<T>| filters.matches(record, context);
+        let (records, next) = match &found {
+            Some(found) => page.take(found.iter().filter(matching), |record| record.id()),
+            None => {
+                let all = snapshot.list_after(&ctx.account, &ctx.region, page.after().unwrap_or_default());
+                page.take(all.filter(matching), |record| record.id())
+            }
+        };
+        Ok((records.into_iter().cloned().collect(), next))
+    }
+
+    fn by_ids(&self, ctx: &Context, snapshot: &Snapshot, ids: &[String]) -> Result<Vec<Entry<T>>> {
+        let mut ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        for id in &ids {
+            self.id.check(id)?;
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        let (mut found, mut missing) = (Vec::new(), Vec::new());
+        for id in ids {
+            match snapshot.get(&ctx.account, &ctx.region, id) {
+                Some(record) => found.push(record),
+                None => missing.push(id),
+            }
+        }
+        if missing.is_empty() { Ok(found) } else { Err(self.id.missing_all(&missing).into()) }
+    }
+
+    /// Fewer records than all among which the matching ones are, sorted by id, if an index tells.
+    fn candidates(
+        &self,
+        ctx: &Context,
+        snapshot: &Snapshot,
+        filters: &Filters<T, C>,
+    ) -> Option<Vec<Entry<T>>> {
+        let (values, index) =
+            self.indexes.iter().find_map(|(filter, index)| Some((filters.literals(filter)?, index)))?;
+        let mut found: Vec<Entry<T>> = values
+            .iter()
+            .flat_map(|value| snapshot.by_index(&ctx.account, &ctx.region, index, value))
+            .cloned()
+            .collect();
+        found.sort_unstable_by(|a: &Entry<T>, b| a.id().cmp(b.id()));
+        found.dedup_by(|a, b| a.id() == b.id());
+        Some(found)
+    }
+}
+
+/// A request's filters, checked against an operation's.
+///
+/// # Errors
+/// For filters that the operation does not have.
+pub fn parse<T, C>(table: &FilterTable<T, C>, filters: &[model::Filter]) -> Result<Filters<T, C>> {
+    let pairs = filters.iter().map(|f| (f.name.as_deref(), f.values.iter().map(String::as_str)));
+    Ok(table.parse(pairs)?)
+}

@@ -1,0 +1,137 @@
+//! The service: what its handlers share, and which function answers which operation.
+
+use std::sync::Arc;
+
+use haar_api::Context;
+use haar_core::{Paginator, store_error};
+use haar_store::{Snapshot, Store, StoreError};
+use ipnet::Ipv4Net;
+use time::OffsetDateTime;
+
+use crate::error::Result;
+use crate::model::*;
+use crate::{
+    Scope, defaults, instance_types, internet_gateways, key_pairs, network_interfaces, regions, route_tables,
+    security_groups, subnets, tags, vpcs,
+};
+
+/// What the installation gives to EC2.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Public addresses of instances.
+    pub public_pool: Ipv4Net,
+}
+
+/// What handlers read from the machine rather than from records.
+pub trait Host: Send + Sync + 'static {
+    /// The end of what an instance has written to its serial console.
+    fn console_output(&self, instance_id: &str) -> Option<ConsoleOutput>;
+}
+
+/// Console output of an instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConsoleOutput {
+    /// At most the latest 64 KiB.
+    pub bytes: Vec<u8>,
+    /// When the latest of it was written.
+    pub timestamp: OffsetDateTime,
+}
+
+/// The handlers of EC2.
+pub struct Handlers {
+    pub(crate) store: Store,
+    pub(crate) config: Config,
+    pub(crate) host: Arc<dyn Host>,
+    pub(crate) paginator: Paginator,
+}
+
+impl Handlers {
+    /// Handlers over a store that knows the record types of `haar_records::ec2::register` and `haar_core::register`.
+    ///
+    /// # Errors
+    /// What the store gives.
+    pub async fn new(store: Store, config: Config, host: Arc<dyn Host>) -> Result<Self, StoreError> {
+        let paginator = Paginator::load(&store).await?;
+        Ok(Self { store, config, host, paginator })
+    }
+
+    /// A snapshot in which the caller's default VPC exists.
+    pub(crate) async fn snapshot_with_default_vpc(&self, ctx: &Context) -> Result<Snapshot> {
+        let scope = Scope::from(ctx);
+        let snapshot = self.store.snapshot();
+        if defaults::find(&snapshot, scope).is_some() {
+            return Ok(snapshot);
+        }
+        // Not `haar_core::transact`: what a request reads is there even when it is a dry run.
+        let made = self.store.transact(|tx| Ok::<_, StoreError>(defaults::make(tx, scope)?)).await;
+        made.map_err(|e| store_error(&e))?;
+        Ok(self.store.snapshot())
+    }
+}
+
+/// Writes the trait's methods, each of which calls the function of its name in the module of its resource.
+macro_rules! delegate {
+    ($($module:ident { $($operation:ident($request:ty) -> $result:ty;)+ })+) => {
+        impl Ec2 for Handlers {
+            $($(
+                async fn $operation(&self, ctx: &Context, input: $request) -> Result<$result> {
+                    $module::$operation(self, ctx, input).await
+                }
+            )+)+
+        }
+    };
+}
+
+delegate! {
+    instance_types {
+        describe_instance_type_offerings(DescribeInstanceTypeOfferingsRequest) -> DescribeInstanceTypeOfferingsResult;
+        describe_instance_types(DescribeInstanceTypesRequest) -> DescribeInstanceTypesResult;
+    }
+    internet_gateways {
+        describe_internet_gateways(DescribeInternetGatewaysRequest) -> DescribeInternetGatewaysResult;
+    }
+    key_pairs {
+        create_key_pair(CreateKeyPairRequest) -> KeyPair;
+        delete_key_pair(DeleteKeyPairRequest) -> DeleteKeyPairResult;
+        describe_key_pairs(DescribeKeyPairsRequest) -> DescribeKeyPairsResult;
+        import_key_pair(ImportKeyPairRequest) -> ImportKeyPairResult;
+    }
+    network_interfaces {
+        describe_network_interfaces(DescribeNetworkInterfacesRequest) -> DescribeNetworkInterfacesResult;
+    }
+    regions {
+        describe_account_attributes(DescribeAccountAttributesRequest) -> DescribeAccountAttributesResult;
+        describe_availability_zones(DescribeAvailabilityZonesRequest) -> DescribeAvailabilityZonesResult;
+        describe_regions(DescribeRegionsRequest) -> DescribeRegionsResult;
+    }
+    route_tables {
+        describe_route_tables(DescribeRouteTablesRequest) -> DescribeRouteTablesResult;
+    }
+    security_groups {
+        authorize_security_group_egress(AuthorizeSecurityGroupEgressRequest) -> AuthorizeSecurityGroupEgressResult;
+        authorize_security_group_ingress(AuthorizeSecurityGroupIngressRequest) -> AuthorizeSecurityGroupIngressResult;
+        create_security_group(CreateSecurityGroupRequest) -> CreateSecurityGroupResult;
+        delete_security_group(DeleteSecurityGroupRequest) -> DeleteSecurityGroupResult;
+        describe_security_group_rules(DescribeSecurityGroupRulesRequest) -> DescribeSecurityGroupRulesResult;
+        describe_security_groups(DescribeSecurityGroupsRequest) -> DescribeSecurityGroupsResult;
+        modify_security_group_rules(ModifySecurityGroupRulesRequest) -> ModifySecurityGroupRulesResult;
+        revoke_security_group_egress(RevokeSecurityGroupEgressRequest) -> RevokeSecurityGroupEgressResult;
+        revoke_security_group_ingress(RevokeSecurityGroupIngressRequest) -> RevokeSecurityGroupIngressResult;
+        update_security_group_rule_descriptions_egress(UpdateSecurityGroupRuleDescriptionsEgressRequest)
+            -> UpdateSecurityGroupRuleDescriptionsEgressResult;
+        update_security_group_rule_descriptions_ingress(UpdateSecurityGroupRuleDescriptionsIngressRequest)
+            -> UpdateSecurityGroupRuleDescriptionsIngressResult;
+    }
+    subnets {
+        describe_subnets(DescribeSubnetsRequest) -> DescribeSubnetsResult;
+    }
+    tags {
+        create_tags(CreateTagsRequest) -> ();
+        delete_tags(DeleteTagsRequest) -> ();
+        describe_tags(DescribeTagsRequest) -> DescribeTagsResult;
+    }
+    vpcs {
+        describe_vpc_attribute(DescribeVpcAttributeRequest) -> DescribeVpcAttributeResult;
+        describe_vpcs(DescribeVpcsRequest) -> DescribeVpcsResult;
+    }
+}

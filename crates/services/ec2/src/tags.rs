@@ -1,0 +1,287 @@
+//! Tags of every kind of resource.
+
+use std::collections::BTreeMap;
+
+use haar_api::Context;
+use haar_core::{FilterTable, Fingerprint, IdType, PageRequest, tags};
+use haar_records::Tags;
+use haar_records::ec2::{
+    Image, Instance, InternetGateway, KeyPair, NetworkInterface, RouteTable, SecurityGroup, Subnet, Volume,
+    Vpc,
+};
+use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION};
+use haar_store::{Resource, Snapshot, Tx};
+
+use crate::error::{Result, invalid_value, missing, shorten};
+use crate::handlers::Handlers;
+use crate::model::{
+    CreateTagsRequest, DeleteTagsRequest, DescribeTagsRequest, DescribeTagsResult, Tag, TagDescription,
+    TagSpecification,
+};
+use crate::scope::Scope;
+use crate::{describe, ids, security_groups};
+
+/// Most resources of one CreateTags or DeleteTags request (API Reference, `CreateTags`).
+const MAX_RESOURCES: usize = 1000;
+
+/// Changes the tags of a resource.
+type Edit<'a> = &'a (dyn Fn(&mut Tags) -> Result<()> + Sync);
+
+/// A kind of resource that has tags.
+struct Kind {
+    id: IdType,
+    /// `ResourceType` of the API reference.
+    resource_type: &'static str,
+    /// Changes the tags of the resource with an id; false when there is none.
+    edit: fn(&mut Tx, Scope<'_>, &str, Edit<'_>) -> Result<bool>,
+    /// Shows ids and tags of all resources of the kind.
+    each: fn(&Snapshot, Scope<'_>, &mut dyn FnMut(&str, &Tags)),
+}
+
+/// A record with tags.
+trait Tagged: Resource {
+    fn tags(&self) -> &Tags;
+    fn tags_mut(&mut self) -> &mut Tags;
+}
+
+macro_rules! tagged {
+    ($($record:ty),+) => {
+        $(impl Tagged for $record {
+            fn tags(&self) -> &Tags {
+                &self.tags
+            }
+            fn tags_mut(&mut self) -> &mut Tags {
+                &mut self.tags
+            }
+        })+
+    };
+}
+
+tagged!(
+    Image,
+    Instance,
+    InternetGateway,
+    KeyPair,
+    NetworkInterface,
+    RouteTable,
+    SecurityGroup,
+    Subnet,
+    Volume,
+    Vpc
+);
+
+/// Every kind of resource that has tags.
+static KINDS: [Kind; 11] = [
+    kind::<Instance>(ids::INSTANCE, "instance"),
+    kind::<Volume>(ids::VOLUME, "volume"),
+    kind::<NetworkInterface>(ids::NETWORK_INTERFACE, "network-interface"),
+    kind::<SecurityGroup>(ids::SECURITY_GROUP, "security-group"),
+    kind::<KeyPair>(ids::KEY_PAIR, "key-pair"),
+    kind::<Vpc>(ids::VPC, "vpc"),
+    kind::<Subnet>(ids::SUBNET, "subnet"),
+    kind::<RouteTable>(ids::ROUTE_TABLE, "route-table"),
+    kind::<InternetGateway>(ids::INTERNET_GATEWAY, "internet-gateway"),
+    Kind { id: ids::IMAGE, resource_type: "image", edit: edit_image, each: each_image },
+    Kind {
+        id: ids::SECURITY_GROUP_RULE,
+        resource_type: "security-group-rule",
+        edit: security_groups::edit_rule_tags,
+        each: security_groups::each_rule_tags,
+    },
+];
+
+const fn kind<T: Tagged>(id: IdType, resource_type: &'static str) -> Kind {
+    Kind { id, resource_type, edit: edit::<T>, each: each::<T> }
+}
+
+fn edit<T: Tagged>(tx: &mut Tx, scope: Scope<'_>, id: &str, change: Edit<'_>) -> Result<bool> {
+    let Some(record) = tx.get::<T>(scope.account, scope.region, id) else { return Ok(false) };
+    put_changed(tx, &*record, change).map(|()| true)
+}
+
+fn put_changed<T: Tagged>(tx: &mut Tx, record: &T, change: Edit<'_>) -> Result<()> {
+    let mut record = record.clone();
+    change(record.tags_mut())?;
+    tx.put(record);
+    Ok(())
+}
+
+fn each<T: Tagged>(snapshot: &Snapshot, scope: Scope<'_>, show: &mut dyn FnMut(&str, &Tags)) {
+    snapshot.list::<T>(scope.account, scope.region).for_each(|record| show(record.id(), record.tags()));
+}
+
+/// The images of the installation are everyone's; their tags are their owner's.
+fn edit_image(tx: &mut Tx, scope: Scope<'_>, id: &str, change: Edit<'_>) -> Result<bool> {
+    if edit::<Image>(tx, scope, id, change)? {
+        return Ok(true);
+    }
+    match tx.get::<Image>(GLOBAL_ACCOUNT, GLOBAL_REGION, id) {
+        Some(image) if image.owner == scope.account => put_changed(tx, &*image, change).map(|()| true),
+        _ => Ok(false),
+    }
+}
+
+fn each_image(snapshot: &Snapshot, scope: Scope<'_>, show: &mut dyn FnMut(&str, &Tags)) {
+    each::<Image>(snapshot, scope, show);
+    let global = snapshot.list::<Image>(GLOBAL_ACCOUNT, GLOBAL_REGION);
+    global.filter(|image| image.owner == scope.account).for_each(|image| show(&image.id, &image.tags));
+}
+
+/// The kind of resource that an id is of, by its prefix.
+fn kind_of(id: &str) -> Result<&'static Kind> {
+    let kind = id.rsplit_once('-').and_then(|(prefix, _)| KINDS.iter().find(|kind| kind.id.prefix == prefix));
+    let kind = kind
+        .ok_or_else(|| haar_api::Error::new("InvalidID", format!("The ID '{}' is not valid", shorten(id))))?;
+    kind.id.check(id)?;
+    Ok(kind)
+}
+
+/// Changes the tags of all resources of a request, or of none.
+async fn edit_all(handlers: &Handlers, ctx: &Context, resources: &[String], change: Edit<'_>) -> Result<()> {
+    if resources.is_empty() {
+        return Err(missing("resourceIdSet"));
+    }
+    if resources.len() > MAX_RESOURCES {
+        return Err(invalid_value(format!("No more than {MAX_RESOURCES} resources may be tagged at once.")));
+    }
+    let scope = Scope::from(ctx);
+    haar_core::transact(&handlers.store, ctx, |tx| {
+        for id in resources {
+            let kind = kind_of(id)?;
+            if !(kind.edit)(tx, scope, id, change)? {
+                return Err(kind.id.missing(id).into());
+            }
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// `CreateTags`.
+pub async fn create_tags(handlers: &Handlers, ctx: &Context, input: CreateTagsRequest) -> Result<()> {
+    if input.tags.is_empty() {
+        return Err(missing("tagSet"));
+    }
+    let new = tags::parse(pairs(&input.tags))?;
+    edit_all(handlers, ctx, &input.resources, &|tags| Ok(tags::apply(tags, &new)?)).await
+}
+
+/// `DeleteTags`.
+pub async fn delete_tags(handlers: &Handlers, ctx: &Context, input: DeleteTagsRequest) -> Result<()> {
+    let removal = tags::parse_removal(pairs(&input.tags))?;
+    edit_all(handlers, ctx, &input.resources, &|tags| {
+        tags::remove(tags, &removal);
+        Ok(())
+    })
+    .await
+}
+
+/// A tag, as DescribeTags lists it.
+struct Listed {
+    /// `id/key`: no id contains a slash, so that these sort by id and then by key.
+    order: String,
+    resource_id: String,
+    resource_type: &'static str,
+    tags: Tags,
+}
+
+impl Listed {
+    fn key_and_value(&self) -> (&str, &str) {
+        self.tags.first_key_value().map_or(("", ""), |(key, value)| (key, value))
+    }
+}
+
+const FILTERS: FilterTable<Listed> = FilterTable::<Listed>::new(&[
+    ("key", |tag, (), probe| probe.value(tag.key_and_value().0)),
+    ("resource-id", |tag, (), probe| probe.value(&tag.resource_id)),
+    ("resource-type", |tag, (), probe| probe.value(tag.resource_type)),
+    ("value", |tag, (), probe| probe.value(tag.key_and_value().1)),
+])
+.with_tags(|tag| &tag.tags);
+
+/// `DescribeTags`.
+pub async fn describe_tags(
+    handlers: &Handlers,
+    ctx: &Context,
+    input: DescribeTagsRequest,
+) -> Result<DescribeTagsResult> {
+    let snapshot = handlers.store.snapshot();
+    let filters = describe::parse(&FILTERS, &input.filters)?;
+    let page = handlers.paginator.page(
+        ctx,
+        &PageRequest {
+            parameters: Fingerprint::of(&filters.raw()),
+            max_results: input.max_results,
+            next_token: input.next_token.as_deref(),
+            limits: describe::PAGE,
+        },
+    )?;
+    let mut listed = Vec::new();
+    for kind in &KINDS {
+        (kind.each)(&snapshot, Scope::from(ctx), &mut |id, tags| {
+            listed.extend(tags.iter().map(|(key, value)| Listed {
+                order: format!("{id}/{key}"),
+                resource_id: id.to_owned(),
+                resource_type: kind.resource_type,
+                tags: Tags::from([(key.clone(), value.clone())]),
+            }));
+        });
+    }
+    listed.retain(|tag| filters.matches(tag, &()));
+    listed.sort_unstable_by(|a, b| a.order.cmp(&b.order));
+    let (listed, next_token) = page.take(listed, |tag| &tag.order);
+    let describe = |tag: Listed| TagDescription {
+        key: Some(tag.key_and_value().0.to_owned()),
+        value: Some(tag.key_and_value().1.to_owned()),
+        resource_type: Some(tag.resource_type.to_owned()),
+        resource_id: Some(tag.resource_id),
+    };
+    Ok(DescribeTagsResult { tags: listed.into_iter().map(describe).collect(), next_token })
+}
+
+/// The tags that a request gives to new resources, by resource type; `types` are those that the operation makes.
+///
+/// # Errors
+/// `InvalidParameterValue` for a type that the operation does not make or that comes twice, and for tags that no resource can
+/// have.
+pub fn of_new(
+    specifications: &[TagSpecification],
+    types: &[&'static str],
+) -> Result<BTreeMap<&'static str, Tags>> {
+    let mut by_type = BTreeMap::new();
+    for specification in specifications {
+        let given = specification.resource_type.as_deref().filter(|given| !given.is_empty());
+        let given =
+            given.ok_or_else(|| invalid_value("Tag specification resource type must have a value"))?;
+        let resource_type = types.iter().find(|known| **known == given).ok_or_else(|| {
+            let given = shorten(given);
+            invalid_value(format!("'{given}' is not a valid taggable resource type for this operation."))
+        })?;
+        if specification.tags.is_empty() {
+            return Err(invalid_value("Tag specification must have at least one tag"));
+        }
+        if by_type.insert(*resource_type, tags::parse(pairs(&specification.tags))?).is_some() {
+            let message = "The same resource type may not be specified more than once in tag specifications.";
+            return Err(invalid_value(message));
+        }
+    }
+    Ok(by_type)
+}
+
+/// The tags that a request gives to the new resources of the only type that its operation makes.
+///
+/// # Errors
+/// As [`of_new`].
+pub fn of_new_one(specifications: &[TagSpecification], resource_type: &'static str) -> Result<Tags> {
+    Ok(of_new(specifications, &[resource_type])?.remove(resource_type).unwrap_or_default())
+}
+
+fn pairs(tags: &[Tag]) -> impl Iterator<Item = (Option<&str>, Option<&str>)> {
+    tags.iter().map(|tag| (tag.key.as_deref(), tag.value.as_deref()))
+}
+
+/// Tags as answers have them.
+#[must_use]
+pub fn to_api(tags: &Tags) -> Vec<Tag> {
+    tags.iter().map(|(key, value)| Tag { key: Some(key.clone()), value: Some(value.clone()) }).collect()
+}
