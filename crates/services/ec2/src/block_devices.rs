@@ -80,7 +80,9 @@ pub fn check_volume(
     }
     let iops = match (limits.iops, iops) {
         (None, Some(_)) => {
-            return Err(combination(format!("The parameter iops is not supported for {volume_type} volumes.")));
+            return Err(combination(format!(
+                "The parameter iops is not supported for {volume_type} volumes."
+            )));
         }
         (None, None) if volume_type == VolumeType::Gp2 => Some(gp2_iops(size_gib)),
         (None, None) => None,
@@ -94,11 +96,15 @@ pub fn check_volume(
         (Some((least, most, per_gib)), Some(wanted)) => {
             let wanted = u32::try_from(wanted).unwrap_or(0);
             if !(least..=most).contains(&wanted) {
-                return Err(invalid_value(format!("Volume iops of {wanted} is out of range; it must be from {least} to {most} for {volume_type} volumes.")));
+                return Err(invalid_value(format!(
+                    "Volume iops of {wanted} is out of range; it must be from {least} to {most} for {volume_type} volumes."
+                )));
             }
             // gp3 has its baseline at any size; the ratio bounds only what is asked for beyond it.
             if wanted > least && u64::from(wanted) > u64::from(per_gib) * u64::from(size_gib) {
-                return Err(invalid_value(format!("Iops to volume size ratio of {wanted}:{size_gib} is too high; maximum is {per_gib} IOPS per GiB.")));
+                return Err(invalid_value(format!(
+                    "Iops to volume size ratio of {wanted}:{size_gib} is too high; maximum is {per_gib} IOPS per GiB."
+                )));
             }
             Some(wanted)
         }
@@ -108,16 +114,23 @@ pub fn check_volume(
         (VolumeType::Gp3, Some(wanted)) => {
             let wanted = u32::try_from(wanted).unwrap_or(0);
             if !(125..=2_000).contains(&wanted) {
-                return Err(invalid_value(format!("Volume throughput of {wanted} is out of range; it must be from 125 to 2000 MiB/s.")));
+                return Err(invalid_value(format!(
+                    "Volume throughput of {wanted} is out of range; it must be from 125 to 2000 MiB/s."
+                )));
             }
             // 0.25 MiB/s per provisioned IOPS, so that four IOPS carry a MiB/s.
             if wanted > 125 && wanted * 4 > iops.unwrap_or(0) {
-                return Err(invalid_value(format!("Throughput (MiB/s) to iops ratio of {wanted}:{} is too high; maximum is 0.25 MiB/s per IOPS.", iops.unwrap_or(0))));
+                return Err(invalid_value(format!(
+                    "Throughput (MiB/s) to iops ratio of {wanted}:{} is too high; maximum is 0.25 MiB/s per IOPS.",
+                    iops.unwrap_or(0)
+                )));
             }
             Some(wanted)
         }
         (_, Some(_)) => {
-            return Err(combination(format!("The parameter throughput is not supported for {volume_type} volumes.")));
+            return Err(combination(format!(
+                "The parameter throughput is not supported for {volume_type} volumes."
+            )));
         }
         (_, None) => None,
     };
@@ -157,7 +170,10 @@ pub fn plan(image: &Image, mappings: &[model::BlockDeviceMapping]) -> Result<Vec
         let is_root = name == image.root_device_name;
         if mapping.no_device.is_some() {
             if is_root {
-                return Err(Error::new("InvalidBlockDeviceMapping", format!("The root device '{name}' cannot be left out")));
+                return Err(Error::new(
+                    "InvalidBlockDeviceMapping",
+                    format!("The root device '{name}' cannot be left out"),
+                ));
             }
             continue;
         }
@@ -171,14 +187,15 @@ pub fn plan(image: &Image, mappings: &[model::BlockDeviceMapping]) -> Result<Vec
             return Err(unsupported("The parameter BlockDeviceMapping.Ebs.Encrypted is not supported."));
         }
         let size_gib = match ebs.volume_size {
-            Some(size) => u32::try_from(size).map_err(|_| {
-                invalid_value(format!("Value ({size}) for parameter VolumeSize is invalid."))
-            })?,
+            Some(size) => u32::try_from(size)
+                .map_err(|_| invalid_value(format!("Value ({size}) for parameter VolumeSize is invalid.")))?,
             None if is_root => image.root_size_gib,
             None => {
                 return Err(Error::new(
                     "MissingParameter",
-                    format!("The request must contain the parameter size or snapshotId for the device '{name}'"),
+                    format!(
+                        "The request must contain the parameter size or snapshotId for the device '{name}'"
+                    ),
                 ));
             }
         };
@@ -250,7 +267,7 @@ mod tests {
 
     #[test]
     fn limits_of_types() {
-        let code = |r: Result<(Option<u32>, Option<u32>), Error>| r.unwrap_err().code().to_owned();
+        let code = |r: Result<(Option<u32>, Option<u32>)>| r.unwrap_err().code.into_owned();
         assert_eq!(code(check_volume(VolumeType::Io1, 8, None, None)), "MissingParameter");
         assert_eq!(code(check_volume(VolumeType::Io1, 8, Some(401), None)), "InvalidParameterValue");
         assert!(check_volume(VolumeType::Io1, 8, Some(400), None).is_ok());

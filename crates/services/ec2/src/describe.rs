@@ -119,3 +119,55 @@ pub fn parse<T, C>(table: &FilterTable<T, C>, filters: &[model::Filter]) -> Resu
     let pairs = filters.iter().map(|f| (f.name.as_deref(), f.values.iter().map(String::as_str)));
     Ok(table.parse(pairs)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::model::{DescribeSubnetsRequest, DescribeVpcsRequest, Ec2};
+    use crate::testing::{code, context, filter, handlers};
+
+    #[tokio::test]
+    async fn ids_are_all_found_or_the_missing_ones_are_named() {
+        let handlers = handlers().await;
+        let all = handlers.describe_subnets(&context(), DescribeSubnetsRequest::default()).await.unwrap();
+        let mut ids: Vec<_> = all.subnets.into_iter().filter_map(|subnet| subnet.subnet_id).collect();
+        assert!(ids.len() == 3 && ids.is_sorted());
+        let by_ids = |ids: &[String]| DescribeSubnetsRequest {
+            subnet_ids: ids.to_vec(),
+            ..DescribeSubnetsRequest::default()
+        };
+        // Twice is once, and the order is that of the ids.
+        ids.reverse();
+        ids.push(ids[0].clone());
+        let found = handlers.describe_subnets(&context(), by_ids(&ids)).await.unwrap();
+        assert_eq!(found.subnets.len(), 3);
+        ids.push("subnet-00000000000000000".into());
+        let refused = handlers.describe_subnets(&context(), by_ids(&ids)).await.unwrap_err();
+        assert_eq!(refused.code, "InvalidSubnetID.NotFound");
+        assert_eq!(refused.message, "The subnet ID 'subnet-00000000000000000' does not exist");
+        ids.push("vpc-00000000000000000".into());
+        assert_eq!(
+            code(handlers.describe_subnets(&context(), by_ids(&ids)).await),
+            "InvalidSubnetID.Malformed"
+        );
+    }
+
+    #[tokio::test]
+    async fn an_index_finds_what_a_scan_finds() {
+        let handlers = handlers().await;
+        let vpcs = handlers.describe_vpcs(&context(), DescribeVpcsRequest::default()).await.unwrap();
+        let vpc_id = vpcs.vpcs[0].vpc_id.clone().unwrap();
+        for (value, expected) in [(vpc_id.as_str(), 3), ("vpc-*", 3), ("vpc-00000000000000000", 0)] {
+            let mut filters = filter("vpc-id", value);
+            // A value that comes twice lists nothing twice.
+            filters[0].values.push(value.into());
+            let input = DescribeSubnetsRequest { filters, ..DescribeSubnetsRequest::default() };
+            let found = handlers.describe_subnets(&context(), input).await.unwrap().subnets;
+            assert_eq!(found.len(), expected, "{value}");
+        }
+        let other = DescribeSubnetsRequest {
+            filters: [filter("vpc-id", &vpc_id), filter("availability-zone", "*b")].concat(),
+            ..DescribeSubnetsRequest::default()
+        };
+        assert_eq!(handlers.describe_subnets(&context(), other).await.unwrap().subnets.len(), 1);
+    }
+}

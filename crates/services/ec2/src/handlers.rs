@@ -11,8 +11,8 @@ use time::OffsetDateTime;
 use crate::error::Result;
 use crate::model::*;
 use crate::{
-    Scope, defaults, instance_types, internet_gateways, key_pairs, network_interfaces, regions, route_tables,
-    security_groups, subnets, tags, vpcs,
+    Scope, defaults, images, instance_types, instances, internet_gateways, key_pairs, network_interfaces,
+    regions, route_tables, security_groups, subnets, tags, volumes, vpcs,
 };
 
 /// What the installation gives to EC2.
@@ -83,9 +83,24 @@ macro_rules! delegate {
 }
 
 delegate! {
+    images {
+        describe_images(DescribeImagesRequest) -> DescribeImagesResult;
+    }
     instance_types {
         describe_instance_type_offerings(DescribeInstanceTypeOfferingsRequest) -> DescribeInstanceTypeOfferingsResult;
         describe_instance_types(DescribeInstanceTypesRequest) -> DescribeInstanceTypesResult;
+    }
+    instances {
+        describe_instance_attribute(DescribeInstanceAttributeRequest) -> InstanceAttribute;
+        describe_instance_status(DescribeInstanceStatusRequest) -> DescribeInstanceStatusResult;
+        describe_instances(DescribeInstancesRequest) -> DescribeInstancesResult;
+        get_console_output(GetConsoleOutputRequest) -> GetConsoleOutputResult;
+        modify_instance_attribute(ModifyInstanceAttributeRequest) -> ();
+        reboot_instances(RebootInstancesRequest) -> ();
+        run_instances(RunInstancesRequest) -> Reservation;
+        start_instances(StartInstancesRequest) -> StartInstancesResult;
+        stop_instances(StopInstancesRequest) -> StopInstancesResult;
+        terminate_instances(TerminateInstancesRequest) -> TerminateInstancesResult;
     }
     internet_gateways {
         describe_internet_gateways(DescribeInternetGatewaysRequest) -> DescribeInternetGatewaysResult;
@@ -129,6 +144,9 @@ delegate! {
         create_tags(CreateTagsRequest) -> ();
         delete_tags(DeleteTagsRequest) -> ();
         describe_tags(DescribeTagsRequest) -> DescribeTagsResult;
+    }
+    volumes {
+        describe_volumes(DescribeVolumesRequest) -> DescribeVolumesResult;
     }
     vpcs {
         describe_vpc_attribute(DescribeVpcAttributeRequest) -> DescribeVpcAttributeResult;

@@ -228,3 +228,87 @@ pub async fn delete_key_pair(
     .await?;
     Ok(DeleteKeyPairResult { r#return: Some(true), key_pair_id: deleted })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Ec2, Filter, TagSpecification};
+    use crate::testing::{code, context, filter, handlers};
+
+    const RSA: &str = include_str!("../testdata/rsa.pub");
+
+    async fn create(handlers: &Handlers, name: &str) -> Result<model::KeyPair> {
+        let input = CreateKeyPairRequest {
+            key_name: name.into(),
+            key_type: Some(model::KeyType::Ed25519),
+            ..CreateKeyPairRequest::default()
+        };
+        handlers.create_key_pair(&context(), input).await
+    }
+
+    async fn import(handlers: &Handlers, name: &str, material: &[u8]) -> Result<ImportKeyPairResult> {
+        let input = ImportKeyPairRequest {
+            key_name: name.into(),
+            public_key_material: bytes::Bytes::copy_from_slice(material),
+            tag_specifications: vec![TagSpecification {
+                resource_type: Some("key-pair".into()),
+                tags: vec![model::Tag { key: Some("team".into()), value: Some("a".into()) }],
+            }],
+        };
+        handlers.import_key_pair(&context(), input).await
+    }
+
+    async fn names(handlers: &Handlers, filters: Vec<Filter>) -> Vec<String> {
+        let input = DescribeKeyPairsRequest { filters, ..DescribeKeyPairsRequest::default() };
+        let found = handlers.describe_key_pairs(&context(), input).await.unwrap().key_pairs;
+        let mut names: Vec<_> = found.into_iter().filter_map(|key| key.key_name).collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[tokio::test]
+    async fn a_pair_is_made_once_shown_and_deleted() {
+        let handlers = handlers().await;
+        let made = create(&handlers, "one").await.unwrap();
+        let material = made.key_material.unwrap();
+        assert!(material.starts_with("-----BEGIN OPENSSH PRIVATE KEY-----"));
+        assert_eq!(code(create(&handlers, "one").await), "InvalidKeyPair.Duplicate");
+        assert_eq!(code(import(&handlers, "one", RSA.as_bytes()).await), "InvalidKeyPair.Duplicate");
+        import(&handlers, "two", RSA.as_bytes()).await.unwrap();
+        assert_eq!(names(&handlers, vec![]).await, ["one", "two"]);
+        assert_eq!(names(&handlers, filter("tag:team", "a")).await, ["two"]);
+        assert_eq!(names(&handlers, filter("fingerprint", &made.key_fingerprint.unwrap())).await, ["one"]);
+        let private = ssh_key::PrivateKey::from_openssh(&material).unwrap();
+        let input = DescribeKeyPairsRequest {
+            key_names: vec!["one".into()],
+            include_public_key: Some(true),
+            ..DescribeKeyPairsRequest::default()
+        };
+        let shown = handlers.describe_key_pairs(&context(), input).await.unwrap().key_pairs.remove(0);
+        let public = ssh_key::PublicKey::from_openssh(&shown.public_key.unwrap()).unwrap();
+        assert_eq!(public.key_data(), private.public_key().key_data());
+        for expected in [made.key_pair_id, None] {
+            let input = DeleteKeyPairRequest { key_name: Some("one".into()), key_pair_id: None };
+            let deleted = handlers.delete_key_pair(&context(), input).await.unwrap();
+            assert_eq!((deleted.r#return, deleted.key_pair_id), (Some(true), expected));
+        }
+        create(&handlers, "one").await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn names_and_material_are_checked() {
+        let handlers = handlers().await;
+        for name in [" padded", "ünïcode", "new\nline", &"n".repeat(256)] {
+            assert_eq!(code(create(&handlers, name).await), "InvalidParameterValue");
+        }
+        assert_eq!(code(create(&handlers, "").await), "MissingParameter");
+        create(&handlers, "any / of: these (are) <fine>").await.unwrap();
+        assert_eq!(code(import(&handlers, "k", b"nonsense").await), "InvalidKey.Format");
+        assert_eq!(code(import(&handlers, "k", &[b'A'; 2049]).await), "InvalidParameterValue");
+        let unknown =
+            DescribeKeyPairsRequest { key_names: vec!["k".into()], ..DescribeKeyPairsRequest::default() };
+        assert_eq!(code(handlers.describe_key_pairs(&context(), unknown).await), "InvalidKeyPair.NotFound");
+        let neither = DeleteKeyPairRequest::default();
+        assert_eq!(code(handlers.delete_key_pair(&context(), neither).await), "MissingParameter");
+    }
+}

@@ -4,13 +4,16 @@
 //! request, commits one transaction ([`haar_core::transact`]) and answers; what follows on the machine is the node's.
 
 pub mod addresses;
+pub mod block_devices;
 pub mod defaults;
 pub mod describe;
 pub mod dns;
 pub mod error;
 mod handlers;
 pub mod ids;
+pub mod images;
 pub mod instance_types;
+pub mod instances;
 pub mod internet_gateways;
 pub mod key_material;
 pub mod key_pairs;
@@ -29,6 +32,7 @@ pub mod subnets;
 pub mod tags;
 #[cfg(test)]
 mod testing;
+pub mod volumes;
 pub mod vpcs;
 pub mod zones;
 

@@ -205,7 +205,7 @@ fn public_owner(eni: &NetworkInterface) -> Option<&str> {
     eni.public_address.as_ref().map(|address| address.owner.as_str())
 }
 
-const fn status(eni: &NetworkInterface) -> NetworkInterfaceStatus {
+pub(crate) const fn status(eni: &NetworkInterface) -> NetworkInterfaceStatus {
     match &eni.attachment {
         None => NetworkInterfaceStatus::Available,
         Some(Attachment { status: AttachmentStatus::Attaching, .. }) => NetworkInterfaceStatus::Attaching,

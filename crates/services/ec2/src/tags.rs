@@ -285,3 +285,112 @@ fn pairs(tags: &[Tag]) -> impl Iterator<Item = (Option<&str>, Option<&str>)> {
 pub fn to_api(tags: &Tags) -> Vec<Tag> {
     tags.iter().map(|(key, value)| Tag { key: Some(key.clone()), value: Some(value.clone()) }).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::defaults;
+    use crate::model::Ec2;
+    use crate::testing::{SCOPE, code, context, filter, handlers, write};
+
+    fn tag(key: &str, value: Option<&str>) -> Tag {
+        Tag { key: Some(key.into()), value: value.map(str::to_owned) }
+    }
+
+    async fn vpc_and_rule(handlers: &Handlers) -> (String, String) {
+        let vpc = write(&handlers.store, |tx| Ok(defaults::ensure(tx, SCOPE)?.id.clone())).await.unwrap();
+        let snapshot = handlers.store.snapshot();
+        let group = snapshot.list::<SecurityGroup>(SCOPE.account, SCOPE.region).next().unwrap();
+        (vpc, group.rules[0].id.clone())
+    }
+
+    async fn described(
+        handlers: &Handlers,
+        filters: Vec<crate::model::Filter>,
+    ) -> Vec<(String, String, String)> {
+        let input = DescribeTagsRequest { filters, ..DescribeTagsRequest::default() };
+        let tags = handlers.describe_tags(&context(), input).await.unwrap().tags;
+        tags.into_iter().map(|t| (t.resource_type.unwrap(), t.key.unwrap(), t.value.unwrap())).collect()
+    }
+
+    #[tokio::test]
+    async fn tags_of_different_kinds_are_made_listed_and_removed_together() {
+        let handlers = handlers().await;
+        let (vpc, rule) = vpc_and_rule(&handlers).await;
+        let input = CreateTagsRequest {
+            resources: vec![vpc.clone(), rule.clone()],
+            tags: vec![tag("Name", Some("x")), tag("empty", None)],
+        };
+        handlers.create_tags(&context(), input).await.unwrap();
+        assert_eq!(described(&handlers, Vec::new()).await.len(), 4);
+        assert_eq!(
+            described(&handlers, filter("resource-id", &rule)).await,
+            [
+                ("security-group-rule".into(), "Name".into(), "x".into()),
+                ("security-group-rule".into(), "empty".into(), String::new())
+            ]
+        );
+        assert_eq!(described(&handlers, filter("tag:Name", "x")).await.len(), 2);
+        assert_eq!(described(&handlers, filter("resource-type", "vpc")).await.len(), 2);
+        let wrong_value =
+            DeleteTagsRequest { resources: vec![vpc.clone()], tags: vec![tag("Name", Some("other"))] };
+        handlers.delete_tags(&context(), wrong_value).await.unwrap();
+        assert_eq!(described(&handlers, filter("resource-id", &vpc)).await.len(), 2);
+        let any_value = DeleteTagsRequest { resources: vec![vpc.clone()], tags: vec![tag("Name", None)] };
+        handlers.delete_tags(&context(), any_value).await.unwrap();
+        assert_eq!(described(&handlers, filter("resource-id", &vpc)).await.len(), 1);
+        handlers
+            .delete_tags(&context(), DeleteTagsRequest { resources: vec![rule], tags: vec![] })
+            .await
+            .unwrap();
+        assert_eq!(described(&handlers, Vec::new()).await.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn one_wrong_resource_leaves_all_untagged() {
+        let handlers = handlers().await;
+        let (vpc, _) = vpc_and_rule(&handlers).await;
+        for (wrong, expected) in [
+            ("i-00000000000000000", "InvalidInstanceID.NotFound"),
+            ("i-xyz", "InvalidInstanceID.Malformed"),
+            ("vol-00000000000000000", "InvalidVolume.NotFound"),
+            ("foo-00000000000000000", "InvalidID"),
+            ("nonsense", "InvalidID"),
+            ("", "InvalidID"),
+            ("sgr-00000000000000000", "InvalidSecurityGroupRuleId.NotFound"),
+        ] {
+            let resources = vec![vpc.clone(), wrong.to_owned()];
+            let input = CreateTagsRequest { resources, tags: vec![tag("k", Some("v"))] };
+            assert_eq!(code(handlers.create_tags(&context(), input).await), expected);
+        }
+        let reserved = CreateTagsRequest { resources: vec![vpc.clone()], tags: vec![tag("aws:x", None)] };
+        assert_eq!(code(handlers.create_tags(&context(), reserved).await), "InvalidParameterValue");
+        let mut dry = context();
+        dry.dry_run = true;
+        let input = CreateTagsRequest { resources: vec![vpc], tags: vec![tag("k", Some("v"))] };
+        assert_eq!(code(handlers.create_tags(&dry, input).await), "DryRunOperation");
+        assert_eq!(described(&handlers, Vec::new()).await, []);
+    }
+
+    #[test]
+    fn specifications_are_for_what_the_operation_makes() {
+        let of = |resource_type: Option<&str>, tags| TagSpecification {
+            resource_type: resource_type.map(str::to_owned),
+            tags,
+        };
+        let name = || vec![tag("Name", Some("x"))];
+        let types = ["instance", "volume"];
+        let parsed = of_new(&[of(Some("volume"), name()), of(Some("instance"), name())], &types).unwrap();
+        assert_eq!(parsed.keys().copied().collect::<Vec<_>>(), types);
+        for wrong in [
+            vec![of(Some("vpc"), name())],
+            vec![of(None, name())],
+            vec![of(Some("volume"), vec![])],
+            vec![of(Some("volume"), name()), of(Some("volume"), name())],
+            vec![of(Some("volume"), vec![tag("", None)])],
+        ] {
+            assert_eq!(code(of_new(&wrong, &types)), "InvalidParameterValue");
+        }
+        assert_eq!(of_new_one(&[], "volume"), Ok(Tags::new()));
+    }
+}

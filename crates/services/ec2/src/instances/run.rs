@@ -8,8 +8,8 @@ use haar_core::idempotent;
 use haar_records::Tags;
 use haar_records::ec2::{
     Attachment, AttachmentStatus, BlockDevice, Image, Instance, InstanceGoal, InstanceSpec, InstanceStatus,
-    InstanceType, MetadataOptions, NetworkInterface, ShutdownBehavior, Subnet, Volume, VolumeAttachment, VolumeState,
-    instance_type,
+    InstanceType, MetadataOptions, NetworkInterface, ShutdownBehavior, Subnet, Volume, VolumeAttachment,
+    VolumeState, instance_type,
 };
 use haar_store::Tx;
 use ipnet::Ipv4Net;
@@ -113,7 +113,8 @@ fn plan(scope: Scope<'_>, tx: &mut Tx, input: &model::RunInstancesRequest) -> Re
 
 /// The instance type of this name.
 pub(super) fn known_type(name: &str) -> Result<&'static InstanceType> {
-    instance_type(name).ok_or_else(|| invalid_value(format!("Invalid value '{}' for InstanceType.", shorten(name))))
+    instance_type(name)
+        .ok_or_else(|| invalid_value(format!("Invalid value '{}' for InstanceType.", shorten(name))))
 }
 
 /// Writes the records of the instances and gives back the id of their reservation.
@@ -132,7 +133,10 @@ fn create(
     if count < input.min_count.unsigned_abs() {
         return Err(Error::new(
             "InsufficientFreeAddressesInSubnet",
-            format!("There are not enough free addresses in subnet '{}' to satisfy the requested number of instances.", subnet.id),
+            format!(
+                "There are not enough free addresses in subnet '{}' to satisfy the requested number of instances.",
+                subnet.id
+            ),
         ));
     }
     let reservation_id = haar_core::new_id("r");
@@ -314,9 +318,16 @@ fn refuse_options(input: &model::RunInstancesRequest) -> Result<()> {
     if let Some(tenancy) = input.placement.as_ref().and_then(|placement| placement.tenancy)
         && tenancy != model::Tenancy::Default
     {
-        return Err(unsupported(format!("The value '{tenancy}' of the parameter Placement.Tenancy is not supported.")));
+        return Err(unsupported(format!(
+            "The value '{tenancy}' of the parameter Placement.Tenancy is not supported."
+        )));
     }
-    if input.placement.as_ref().and_then(|placement| placement.group_name.as_deref()).is_some_and(|name| !name.is_empty()) {
+    if input
+        .placement
+        .as_ref()
+        .and_then(|placement| placement.group_name.as_deref())
+        .is_some_and(|name| !name.is_empty())
+    {
         return Err(unsupported("The parameter Placement.GroupName is not supported."));
     }
     if input.hibernation_options.as_ref().and_then(|options| options.configured) == Some(true) {
@@ -340,7 +351,8 @@ fn metadata_options(input: Option<&model::InstanceMetadataOptionsRequest>) -> Re
     if let Some(endpoint) = input.http_endpoint {
         options.http_endpoint = endpoint == model::InstanceMetadataEndpointState::Enabled;
     }
-    if !options.http_endpoint && (input.http_tokens.is_some() || input.http_put_response_hop_limit.is_some()) {
+    if !options.http_endpoint && (input.http_tokens.is_some() || input.http_put_response_hop_limit.is_some())
+    {
         return Err(combination(
             "The parameters HttpTokens and HttpPutResponseHopLimit cannot be used when HttpEndpoint is disabled.",
         ));
@@ -349,9 +361,10 @@ fn metadata_options(input: Option<&model::InstanceMetadataOptionsRequest>) -> Re
         options.http_tokens_required = tokens == model::HttpTokensState::Required;
     }
     if let Some(limit) = input.http_put_response_hop_limit {
-        options.hop_limit = u8::try_from(limit).ok().filter(|limit| (1..=64).contains(limit)).ok_or_else(|| {
-            invalid_parameter(&limit.to_string(), "HttpPutResponseHopLimit", "It must be from 1 to 64.")
-        })?;
+        options.hop_limit =
+            u8::try_from(limit).ok().filter(|limit| (1..=64).contains(limit)).ok_or_else(|| {
+                invalid_parameter(&limit.to_string(), "HttpPutResponseHopLimit", "It must be from 1 to 64.")
+            })?;
     }
     if let Some(tags) = input.instance_metadata_tags {
         options.instance_tags = tags == model::InstanceMetadataTagsState::Enabled;
@@ -373,8 +386,13 @@ fn plan_interfaces(
         if input.subnet_id.is_some() && !input.security_groups.is_empty() {
             return Err(combination("The parameter groupName cannot be used with the parameter subnet"));
         }
-        let groups =
-            security_groups::resolve(tx, scope, &subnet.vpc_id, &input.security_group_ids, &input.security_groups)?;
+        let groups = security_groups::resolve(
+            tx,
+            scope,
+            &subnet.vpc_id,
+            &input.security_group_ids,
+            &input.security_groups,
+        )?;
         plans.push(InterfacePlan {
             device_index: 0,
             public: subnet.map_public_ip_on_launch,
@@ -413,18 +431,24 @@ fn plan_interface(
     count: usize,
 ) -> Result<InterfacePlan> {
     let index = spec.device_index.ok_or_else(|| missing("NetworkInterface.DeviceIndex"))?;
-    let device_index =
-        u32::try_from(index).map_err(|_| invalid_parameter(&index.to_string(), "DeviceIndex", "It must not be negative."))?;
+    let device_index = u32::try_from(index)
+        .map_err(|_| invalid_parameter(&index.to_string(), "DeviceIndex", "It must not be negative."))?;
     if let Some(card) = spec.network_card_index
         && card != 0
     {
-        return Err(invalid_parameter(&card.to_string(), "NetworkCardIndex", "There is only network card 0."));
+        return Err(invalid_parameter(
+            &card.to_string(),
+            "NetworkCardIndex",
+            "There is only network card 0.",
+        ));
     }
     if let Some(kind) = spec.interface_type.as_deref()
         && kind != "interface"
     {
         let kind = shorten(kind);
-        return Err(unsupported(format!("The value '{kind}' of the parameter NetworkInterface.InterfaceType is not supported.")));
+        return Err(unsupported(format!(
+            "The value '{kind}' of the parameter NetworkInterface.InterfaceType is not supported."
+        )));
     }
     if let Some(id) = spec.network_interface_id.as_deref() {
         return plan_existing(scope, tx, spec, id, device_index);
@@ -470,7 +494,9 @@ fn plan_existing(
         ));
     }
     if spec.delete_on_termination == Some(true) {
-        return Err(combination("deleteOnTermination can only be true for a network interface that the launch creates"));
+        return Err(combination(
+            "deleteOnTermination can only be true for a network interface that the launch creates",
+        ));
     }
     ids::NETWORK_INTERFACE.check(id)?;
     let existing = tx
@@ -511,9 +537,12 @@ fn check_interfaces(
         ));
     }
     let first = &plans[0].subnet;
-    if plans.iter().any(|plan| plan.subnet.availability_zone != first.availability_zone || plan.subnet.vpc_id != first.vpc_id)
-    {
-        return Err(combination("All network interfaces of an instance must be in the same VPC and Availability Zone"));
+    if plans.iter().any(|plan| {
+        plan.subnet.availability_zone != first.availability_zone || plan.subnet.vpc_id != first.vpc_id
+    }) {
+        return Err(combination(
+            "All network interfaces of an instance must be in the same VPC and Availability Zone",
+        ));
     }
     if input.max_count > 1 && plans.iter().any(|plan| plan.private_ip.is_some()) {
         return Err(combination(
@@ -524,7 +553,9 @@ fn check_interfaces(
         if let Some(ip) = plan.private_ip
             && !addresses::block(&plan.subnet)?.contains(&ip)
         {
-            return Err(invalid_value(format!("Address {ip} does not fall within the subnet's address range")));
+            return Err(invalid_value(format!(
+                "Address {ip} does not fall within the subnet's address range"
+            )));
         }
     }
     Ok(())

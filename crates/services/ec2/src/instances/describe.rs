@@ -1,0 +1,531 @@
+//! DescribeInstances, DescribeInstanceStatus and what other operations answer with: records as the API shows them.
+
+use haar_api::Context;
+use haar_core::FilterTable;
+use haar_records::ec2::{
+    Image, Instance, InstanceState, NetworkInterface, SecurityGroup, ShutdownBehavior, StatusCheck, Volume,
+    instance_type,
+};
+use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION};
+use haar_store::{Entry, Snapshot};
+
+use crate::describe::{Kind, Request};
+use crate::error::Result;
+use crate::handlers::Handlers;
+use crate::{dns, ids, images, model, network_interfaces, tags, zones};
+
+/// `InstanceState`.
+pub(super) fn state(state: InstanceState) -> model::InstanceState {
+    let name = match state {
+        InstanceState::Pending => model::InstanceStateName::Pending,
+        InstanceState::Running => model::InstanceStateName::Running,
+        InstanceState::ShuttingDown => model::InstanceStateName::ShuttingDown,
+        InstanceState::Terminated => model::InstanceStateName::Terminated,
+        InstanceState::Stopping => model::InstanceStateName::Stopping,
+        InstanceState::Stopped => model::InstanceStateName::Stopped,
+    };
+    model::InstanceState { code: Some(state.code()), name: Some(name) }
+}
+
+/// The reservation of this id with all of its instances.
+pub(super) fn reservation(ctx: &Context, snapshot: &Snapshot, id: &str) -> model::Reservation {
+    let mut instances: Vec<_> = snapshot
+        .by_index::<Instance>(&ctx.account, &ctx.region, "reservation", id)
+        .map(|entry| entry.value.clone())
+        .collect();
+    instances.sort_by_key(|instance| instance.ami_launch_index);
+    let instances = instances.iter().map(|instance| to_api(snapshot, instance)).collect();
+    reservation_of(ctx, id, instances)
+}
+
+fn reservation_of(ctx: &Context, id: &str, instances: Vec<model::Instance>) -> model::Reservation {
+    model::Reservation {
+        reservation_id: Some(id.to_owned()),
+        owner_id: Some(ctx.account.clone()),
+        // Groups of EC2-Classic; instances of a VPC show theirs themselves.
+        groups: Vec::new(),
+        instances,
+        ..Default::default()
+    }
+}
+
+/// An instance as DescribeInstances and RunInstances show it.
+pub(super) fn to_api(snapshot: &Snapshot, instance: &Instance) -> model::Instance {
+    let (account, region) = (&instance.account, &instance.region);
+    let spec = &instance.spec;
+    let there = instance.status.state != InstanceState::Terminated;
+    let image = snapshot.get::<Image>(GLOBAL_ACCOUNT, GLOBAL_REGION, &spec.image_id);
+    let interfaces: Vec<_> = spec
+        .network_interfaces
+        .iter()
+        .filter_map(|id| snapshot.get::<NetworkInterface>(account, region, id))
+        .filter(|interface| interface.attachment.as_ref().is_some_and(|a| a.instance_id == instance.id))
+        .collect();
+    let primary = interfaces.first();
+    let public_ip = primary.and_then(|i| i.public_address.as_ref()).map(|a| a.ip);
+    let groups = primary.map_or_else(Vec::new, |i| network_interfaces::groups(i, snapshot));
+    let hardware = instance_type(&spec.instance_type);
+    model::Instance {
+        ami_launch_index: Some(instance.ami_launch_index),
+        image_id: Some(spec.image_id.clone()),
+        instance_id: Some(instance.id.clone()),
+        instance_type: Some(spec.instance_type.clone()),
+        key_name: spec.key_name.clone(),
+        launch_time: Some(instance.launch_time),
+        monitoring: Some(model::Monitoring {
+            state: Some(if spec.monitoring {
+                model::MonitoringState::Enabled
+            } else {
+                model::MonitoringState::Disabled
+            }),
+        }),
+        placement: Some(model::Placement {
+            availability_zone: Some(spec.availability_zone.clone()),
+            group_name: Some(String::new()),
+            tenancy: Some(model::Tenancy::Default),
+            ..Default::default()
+        }),
+        private_dns_name: Some(
+            primary.map_or_else(String::new, |i| dns::private_dns_name(region, i.private_ip)),
+        ),
+        private_ip_address: primary.map(|i| i.private_ip.to_string()),
+        public_dns_name: Some(public_ip.map_or_else(String::new, |ip| dns::public_dns_name(region, ip))),
+        public_ip_address: public_ip.map(|ip| ip.to_string()),
+        state: Some(state(instance.status.state)),
+        state_transition_reason: Some(instance.status.transition_reason.clone()),
+        state_reason: instance.status.state_reason.as_ref().map(|reason| model::StateReason {
+            code: Some(reason.code.clone()),
+            message: Some(reason.message.clone()),
+        }),
+        subnet_id: there.then(|| spec.subnet_id.clone()),
+        vpc_id: there.then(|| spec.vpc_id.clone()),
+        architecture: Some(model::ArchitectureValues::X86_64),
+        block_device_mappings: block_device_mappings(snapshot, instance),
+        client_token: Some(instance.client_token.clone().unwrap_or_default()),
+        ebs_optimized: Some(spec.ebs_optimized),
+        ena_support: Some(false),
+        hypervisor: Some(model::HypervisorType::Xen),
+        network_interfaces: interfaces.iter().map(|i| interface_to_api(snapshot, i)).collect(),
+        root_device_name: Some(spec.root_device_name.clone()),
+        root_device_type: Some(model::DeviceType::Ebs),
+        security_groups: groups,
+        source_dest_check: primary.map(|i| i.source_dest_check),
+        tags: tags::to_api(&instance.tags),
+        virtualization_type: Some(model::VirtualizationType::Hvm),
+        cpu_options: hardware.map(|hardware| model::CpuOptions {
+            core_count: i32::try_from(hardware.cores).ok(),
+            threads_per_core: i32::try_from(hardware.threads_per_core).ok(),
+            ..Default::default()
+        }),
+        hibernation_options: Some(model::HibernationOptions { configured: Some(false) }),
+        metadata_options: Some(metadata_options(instance)),
+        enclave_options: Some(model::EnclaveOptions { enabled: Some(false) }),
+        boot_mode: image.as_ref().and_then(|image| images::boot_mode(&image.boot)),
+        platform_details: Some("Linux/UNIX".to_owned()),
+        usage_operation: Some("RunInstances".to_owned()),
+        usage_operation_update_time: Some(instance.launch_time),
+        ..Default::default()
+    }
+}
+
+fn metadata_options(instance: &Instance) -> model::InstanceMetadataOptionsResponse {
+    let options = &instance.spec.metadata_options;
+    model::InstanceMetadataOptionsResponse {
+        state: Some(match instance.status.state {
+            InstanceState::Pending => model::InstanceMetadataOptionsState::Pending,
+            _ => model::InstanceMetadataOptionsState::Applied,
+        }),
+        http_tokens: Some(if options.http_tokens_required {
+            model::HttpTokensState::Required
+        } else {
+            model::HttpTokensState::Optional
+        }),
+        http_put_response_hop_limit: Some(i32::from(options.hop_limit)),
+        http_endpoint: Some(if options.http_endpoint {
+            model::InstanceMetadataEndpointState::Enabled
+        } else {
+            model::InstanceMetadataEndpointState::Disabled
+        }),
+        http_protocol_ipv6: Some(model::InstanceMetadataProtocolState::Disabled),
+        instance_metadata_tags: Some(if options.instance_tags {
+            model::InstanceMetadataTagsState::Enabled
+        } else {
+            model::InstanceMetadataTagsState::Disabled
+        }),
+    }
+}
+
+/// The volumes that are attached to an instance.
+pub(super) fn block_device_mappings(
+    snapshot: &Snapshot,
+    instance: &Instance,
+) -> Vec<model::InstanceBlockDeviceMapping> {
+    let attached = |volume_id: &str| {
+        let volume = snapshot.get::<Volume>(&instance.account, &instance.region, volume_id)?;
+        let attachment = volume.attachments.iter().find(|a| a.instance_id == instance.id)?;
+        Some((attachment.attach_time, attachment.status))
+    };
+    instance
+        .spec
+        .block_devices
+        .iter()
+        .filter_map(|device| {
+            let (attach_time, status) = attached(&device.volume_id)?;
+            Some(model::InstanceBlockDeviceMapping {
+                device_name: Some(device.device_name.clone()),
+                ebs: Some(model::EbsInstanceBlockDevice {
+                    attach_time: Some(attach_time),
+                    delete_on_termination: Some(device.delete_on_termination),
+                    status: status.as_str().parse().ok(),
+                    volume_id: Some(device.volume_id.clone()),
+                    ..Default::default()
+                }),
+            })
+        })
+        .collect()
+}
+
+fn interface_to_api(snapshot: &Snapshot, interface: &NetworkInterface) -> model::InstanceNetworkInterface {
+    let region = &interface.region;
+    let association =
+        interface.public_address.as_ref().map(|address| model::InstanceNetworkInterfaceAssociation {
+            ip_owner_id: Some(address.owner.clone()),
+            public_dns_name: Some(dns::public_dns_name(region, address.ip)),
+            public_ip: Some(address.ip.to_string()),
+            ..Default::default()
+        });
+    let private_dns_name = Some(dns::private_dns_name(region, interface.private_ip));
+    model::InstanceNetworkInterface {
+        association: association.clone(),
+        attachment: interface.attachment.as_ref().map(|attachment| {
+            model::InstanceNetworkInterfaceAttachment {
+                attach_time: Some(attachment.attach_time),
+                attachment_id: Some(attachment.id.clone()),
+                delete_on_termination: Some(attachment.delete_on_termination),
+                device_index: i32::try_from(attachment.device_index).ok(),
+                status: attachment.status.as_str().parse().ok(),
+                network_card_index: Some(0),
+                ..Default::default()
+            }
+        }),
+        description: Some(interface.description.clone()),
+        groups: network_interfaces::groups(interface, snapshot),
+        mac_address: Some(interface.mac_address.clone()),
+        network_interface_id: Some(interface.id.clone()),
+        owner_id: Some(interface.account.clone()),
+        private_dns_name: private_dns_name.clone(),
+        private_ip_address: Some(interface.private_ip.to_string()),
+        private_ip_addresses: vec![model::InstancePrivateIpAddress {
+            association,
+            primary: Some(true),
+            private_dns_name,
+            private_ip_address: Some(interface.private_ip.to_string()),
+        }],
+        source_dest_check: Some(interface.source_dest_check),
+        status: Some(network_interfaces::status(interface)),
+        subnet_id: Some(interface.subnet_id.clone()),
+        vpc_id: Some(interface.vpc_id.clone()),
+        interface_type: Some("interface".to_owned()),
+        ..Default::default()
+    }
+}
+
+/// An instance as DescribeInstanceStatus shows it.
+fn status_to_api(instance: &Instance) -> model::InstanceStatus {
+    let summary = |check: StatusCheck| {
+        let (status, detail) = match check {
+            StatusCheck::Ok => (model::SummaryStatus::Ok, Some(model::StatusType::Passed)),
+            StatusCheck::Impaired => (model::SummaryStatus::Impaired, Some(model::StatusType::Failed)),
+            StatusCheck::Initializing => {
+                (model::SummaryStatus::Initializing, Some(model::StatusType::Initializing))
+            }
+            StatusCheck::NotApplicable => (model::SummaryStatus::NotApplicable, None),
+        };
+        model::InstanceStatusSummary {
+            status: Some(status),
+            details: detail
+                .map(|status| model::InstanceStatusDetails {
+                    name: Some(model::StatusName::Reachability),
+                    status: Some(status),
+                    ..Default::default()
+                })
+                .into_iter()
+                .collect(),
+        }
+    };
+    model::InstanceStatus {
+        availability_zone: Some(instance.spec.availability_zone.clone()),
+        instance_id: Some(instance.id.clone()),
+        instance_state: Some(state(instance.status.state)),
+        instance_status: Some(summary(instance.status.instance_check)),
+        system_status: Some(summary(instance.status.system_check)),
+        ..Default::default()
+    }
+}
+
+/// Interfaces of an instance, primary first.
+fn interfaces<'a>(
+    instance: &'a Instance,
+    snapshot: &'a Snapshot,
+) -> impl Iterator<Item = Entry<NetworkInterface>> + 'a {
+    let ids = instance.spec.network_interfaces.iter();
+    let found =
+        ids.filter_map(|id| snapshot.get::<NetworkInterface>(&instance.account, &instance.region, id));
+    found
+        .filter(|eni| eni.attachment.as_ref().is_some_and(|attachment| attachment.instance_id == instance.id))
+}
+
+fn primary(instance: &Instance, snapshot: &Snapshot) -> Option<Entry<NetworkInterface>> {
+    interfaces(instance, snapshot).next()
+}
+
+fn group_name(instance: &Instance, snapshot: &Snapshot, id: &str) -> Option<String> {
+    snapshot.get::<SecurityGroup>(&instance.account, &instance.region, id).map(|group| group.name.clone())
+}
+
+const INSTANCES: Kind<Instance, Snapshot> = Kind {
+    id: ids::INSTANCE,
+    filters: FilterTable::<Instance, Snapshot>::new(&[
+        ("architecture", |_, _, probe| probe.value("x86_64")),
+        ("availability-zone", |i, _, probe| probe.value(&i.spec.availability_zone)),
+        ("availability-zone-id", |i, _, probe| {
+            probe.values(zones::zone_id(&i.region, &i.spec.availability_zone).as_deref());
+        }),
+        ("block-device-mapping.delete-on-termination", |i, _, probe| {
+            i.spec.block_devices.iter().for_each(|device| probe.display(device.delete_on_termination));
+        }),
+        ("block-device-mapping.device-name", |i, _, probe| {
+            probe.values(i.spec.block_devices.iter().map(|device| device.device_name.as_str()));
+        }),
+        ("block-device-mapping.status", |i, snapshot, probe| {
+            let volumes = snapshot.by_index::<Volume>(&i.account, &i.region, "instance", &i.id);
+            volumes.for_each(|volume| probe.values(volume.attachments.iter().map(|a| a.status.as_str())));
+        }),
+        ("block-device-mapping.volume-id", |i, _, probe| {
+            probe.values(i.spec.block_devices.iter().map(|device| device.volume_id.as_str()));
+        }),
+        ("client-token", |i, _, probe| probe.values(i.client_token.as_deref())),
+        ("dns-name", |i, snapshot, probe| {
+            let address =
+                primary(i, snapshot).and_then(|eni| eni.public_address.as_ref().map(|address| address.ip));
+            probe.values(address.map(|ip| dns::public_dns_name(&i.region, ip)).as_deref());
+        }),
+        ("ebs-optimized", |i, _, probe| probe.display(i.spec.ebs_optimized)),
+        ("ena-support", |_, _, probe| probe.value("false")),
+        ("hibernation-options.configured", |_, _, probe| probe.value("false")),
+        ("host-id", |_, _, _| ()),
+        ("hypervisor", |_, _, probe| probe.value("xen")),
+        ("iam-instance-profile.arn", |_, _, _| ()),
+        ("iam-instance-profile.id", |_, _, _| ()),
+        ("image-id", |i, _, probe| probe.value(&i.spec.image_id)),
+        ("instance-id", |i, _, probe| probe.value(&i.id)),
+        ("instance-lifecycle", |_, _, _| ()),
+        ("instance-state-code", |i, _, probe| probe.display(i.status.state.code())),
+        ("instance-state-name", |i, _, probe| probe.value(i.status.state.as_str())),
+        ("instance-type", |i, _, probe| probe.value(&i.spec.instance_type)),
+        ("instance.group-id", |i, snapshot, probe| {
+            primary(i, snapshot).iter().for_each(|eni| probe.values(eni.groups.iter().map(String::as_str)));
+        }),
+        ("instance.group-name", |i, snapshot, probe| {
+            let groups = primary(i, snapshot).map(|eni| eni.groups.clone()).unwrap_or_default();
+            groups.iter().for_each(|id| probe.values(group_name(i, snapshot, id).as_deref()));
+        }),
+        ("ip-address", |i, snapshot, probe| {
+            let address =
+                primary(i, snapshot).and_then(|eni| eni.public_address.as_ref().map(|address| address.ip));
+            address.iter().for_each(|ip| probe.display(ip));
+        }),
+        ("kernel-id", |_, _, _| ()),
+        ("key-name", |i, _, probe| probe.values(i.spec.key_name.as_deref())),
+        ("launch-index", |i, _, probe| probe.display(i.ami_launch_index)),
+        ("launch-time", |i, _, probe| probe.values(launch_time(i).as_deref())),
+        ("metadata-options.http-endpoint", |i, _, probe| {
+            probe.value(if i.spec.metadata_options.http_endpoint { "enabled" } else { "disabled" });
+        }),
+        ("metadata-options.http-put-response-hop-limit", |i, _, probe| {
+            probe.display(i.spec.metadata_options.hop_limit);
+        }),
+        ("metadata-options.http-tokens", |i, _, probe| {
+            probe.value(if i.spec.metadata_options.http_tokens_required { "required" } else { "optional" });
+        }),
+        ("metadata-options.instance-metadata-tags", |i, _, probe| {
+            probe.value(if i.spec.metadata_options.instance_tags { "enabled" } else { "disabled" });
+        }),
+        ("monitoring-state", |i, _, probe| {
+            probe.value(if i.spec.monitoring { "enabled" } else { "disabled" })
+        }),
+        ("network-interface.addresses.association.public-ip", |i, snapshot, probe| {
+            let found = interfaces(i, snapshot);
+            found.for_each(|eni| eni.public_address.iter().for_each(|address| probe.display(address.ip)));
+        }),
+        ("network-interface.addresses.private-ip-address", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|eni| probe.display(eni.private_ip));
+        }),
+        ("network-interface.association.public-ip", |i, snapshot, probe| {
+            let found = interfaces(i, snapshot);
+            found.for_each(|eni| eni.public_address.iter().for_each(|address| probe.display(address.ip)));
+        }),
+        ("network-interface.availability-zone", |i, _, probe| probe.value(&i.spec.availability_zone)),
+        ("network-interface.description", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|eni| probe.value(&eni.description));
+        }),
+        ("network-interface.group-id", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|eni| probe.values(eni.groups.iter().map(String::as_str)));
+        }),
+        ("network-interface.mac-address", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|eni| probe.value(&eni.mac_address));
+        }),
+        ("network-interface.network-interface-id", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|eni| probe.value(&eni.id));
+        }),
+        ("network-interface.owner-id", |i, _, probe| probe.value(&i.account)),
+        ("network-interface.source-dest-check", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|eni| probe.display(eni.source_dest_check));
+        }),
+        ("network-interface.subnet-id", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|eni| probe.value(&eni.subnet_id));
+        }),
+        ("network-interface.vpc-id", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|eni| probe.value(&eni.vpc_id));
+        }),
+        ("owner-id", |i, _, probe| probe.value(&i.account)),
+        ("placement-group-name", |_, _, _| ()),
+        ("platform", |_, _, _| ()),
+        ("platform-details", |_, _, probe| probe.value("Linux/UNIX")),
+        ("private-dns-name", |i, snapshot, probe| {
+            let name = primary(i, snapshot).map(|eni| dns::private_dns_name(&i.region, eni.private_ip));
+            probe.values(name.as_deref());
+        }),
+        ("private-ip-address", |i, snapshot, probe| {
+            primary(i, snapshot).iter().for_each(|eni| probe.display(eni.private_ip));
+        }),
+        ("product-code", |_, _, _| ()),
+        ("ramdisk-id", |_, _, _| ()),
+        ("reason", |i, _, probe| probe.value(&i.status.transition_reason)),
+        ("requester-id", |_, _, _| ()),
+        ("reservation-id", |i, _, probe| probe.value(&i.reservation_id)),
+        ("root-device-name", |i, _, probe| probe.value(&i.spec.root_device_name)),
+        ("root-device-type", |_, _, probe| probe.value("ebs")),
+        ("source-dest-check", |i, snapshot, probe| {
+            primary(i, snapshot).iter().for_each(|eni| probe.display(eni.source_dest_check));
+        }),
+        ("spot-instance-request-id", |_, _, _| ()),
+        ("state-reason-code", |i, _, probe| {
+            probe.values(i.status.state_reason.as_ref().map(|reason| reason.code.as_str()));
+        }),
+        ("state-reason-message", |i, _, probe| {
+            probe.values(i.status.state_reason.as_ref().map(|reason| reason.message.as_str()));
+        }),
+        ("subnet-id", |i, _, probe| probe.values(there(i).then_some(i.spec.subnet_id.as_str()))),
+        ("tenancy", |_, _, probe| probe.value("default")),
+        ("usage-operation", |_, _, probe| probe.value("RunInstances")),
+        ("virtualization-type", |_, _, probe| probe.value("hvm")),
+        ("vpc-id", |i, _, probe| probe.values(there(i).then_some(i.spec.vpc_id.as_str()))),
+    ])
+    .with_tags(|i| &i.tags),
+    indexes: &[("reservation-id", "reservation"), ("image-id", "image"), ("vpc-id", "vpc")],
+};
+
+/// A terminated instance has left its network.
+fn there(instance: &Instance) -> bool {
+    instance.status.state != InstanceState::Terminated
+}
+
+fn launch_time(instance: &Instance) -> Option<String> {
+    let format = time::macros::format_description!(
+        "[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z"
+    );
+    instance.launch_time.format(format).ok()
+}
+
+/// `DescribeInstances`.
+pub async fn describe_instances(
+    handlers: &Handlers,
+    ctx: &Context,
+    input: model::DescribeInstancesRequest,
+) -> Result<model::DescribeInstancesResult> {
+    let snapshot = handlers.store.snapshot();
+    let request = Request {
+        ids: &input.instance_ids,
+        filters: &input.filters,
+        max_results: input.max_results,
+        next_token: input.next_token.as_deref(),
+    };
+    let (instances, next_token) = INSTANCES.page(handlers, ctx, &snapshot, &request, &snapshot)?;
+    // Instances of one reservation are told together.
+    let mut places = std::collections::HashMap::new();
+    let mut reservations: Vec<(&str, Vec<model::Instance>)> = Vec::new();
+    for instance in &instances {
+        let place = *places.entry(instance.reservation_id.as_str()).or_insert_with(|| {
+            reservations.push((&instance.reservation_id, Vec::new()));
+            reservations.len() - 1
+        });
+        reservations[place].1.push(to_api(&snapshot, instance));
+    }
+    let reservations =
+        reservations.into_iter().map(|(id, instances)| reservation_of(ctx, id, instances)).collect();
+    Ok(model::DescribeInstancesResult { reservations, next_token })
+}
+
+const STATUSES: Kind<Instance, Snapshot> = Kind {
+    id: ids::INSTANCE,
+    filters: FilterTable::<Instance, Snapshot>::new(&[
+        ("availability-zone", |i, _, probe| probe.value(&i.spec.availability_zone)),
+        ("availability-zone-id", |i, _, probe| {
+            probe.values(zones::zone_id(&i.region, &i.spec.availability_zone).as_deref());
+        }),
+        ("event.code", |_, _, _| ()),
+        ("event.description", |_, _, _| ()),
+        ("event.instance-event-id", |_, _, _| ()),
+        ("event.not-after", |_, _, _| ()),
+        ("event.not-before", |_, _, _| ()),
+        ("event.not-before-deadline", |_, _, _| ()),
+        ("instance-state-code", |i, _, probe| probe.display(i.status.state.code())),
+        ("instance-state-name", |i, _, probe| probe.value(i.status.state.as_str())),
+        ("instance-status.reachability", |i, _, probe| probe.values(reachability(i.status.instance_check))),
+        ("instance-status.status", |i, _, probe| probe.value(i.status.instance_check.as_str())),
+        ("system-status.reachability", |i, _, probe| probe.values(reachability(i.status.system_check))),
+        ("system-status.status", |i, _, probe| probe.value(i.status.system_check.as_str())),
+    ]),
+    indexes: &[],
+};
+
+fn reachability(check: StatusCheck) -> Option<&'static str> {
+    match check {
+        StatusCheck::Ok => Some("passed"),
+        StatusCheck::Impaired => Some("failed"),
+        StatusCheck::Initializing => Some("initializing"),
+        StatusCheck::NotApplicable => None,
+    }
+}
+
+/// `DescribeInstanceStatus`.
+pub async fn describe_instance_status(
+    handlers: &Handlers,
+    ctx: &Context,
+    input: model::DescribeInstanceStatusRequest,
+) -> Result<model::DescribeInstanceStatusResult> {
+    let snapshot = handlers.store.snapshot();
+    // Only those that run, unless all are asked for: one more filter of the request.
+    let mut filters = input.filters;
+    if !input.include_all_instances.unwrap_or(false) {
+        filters.push(model::Filter {
+            name: Some("instance-state-name".to_owned()),
+            values: vec![InstanceState::Running.as_str().to_owned()],
+        });
+    }
+    let request = Request {
+        ids: &input.instance_ids,
+        filters: &filters,
+        max_results: input.max_results,
+        next_token: input.next_token.as_deref(),
+    };
+    let (instances, next_token) = STATUSES.page(handlers, ctx, &snapshot, &request, &snapshot)?;
+    let instance_statuses = instances.iter().map(|instance| status_to_api(instance)).collect();
+    Ok(model::DescribeInstanceStatusResult { instance_statuses, next_token })
+}
+
+/// The API's form of a shutdown behavior.
+pub(super) fn shutdown_behavior(behavior: ShutdownBehavior) -> String {
+    behavior.as_str().to_owned()
+}

@@ -1,0 +1,48 @@
+//! Instances: launch, description, life, attributes and console.
+
+mod attributes;
+mod console;
+mod describe;
+mod lifecycle;
+mod run;
+
+use haar_api::Context;
+use haar_records::ec2::Instance;
+use haar_store::Tx;
+
+pub use attributes::{describe_instance_attribute, modify_instance_attribute};
+pub use console::get_console_output;
+pub use describe::{describe_instance_status, describe_instances};
+pub use lifecycle::{reboot_instances, start_instances, stop_instances, terminate_instances};
+pub use run::run_instances;
+
+use crate::error::{Result, missing};
+use crate::ids;
+
+/// The instances with these ids, each once, in the order of the request.
+///
+/// # Errors
+/// `MissingParameter`, `InvalidInstanceID.Malformed`, `InvalidInstanceID.NotFound`.
+fn by_ids(ctx: &Context, tx: &mut Tx, ids: &[String]) -> Result<Vec<Instance>> {
+    if ids.is_empty() {
+        return Err(missing("InstanceId"));
+    }
+    let (mut found, mut gone): (Vec<Instance>, Vec<&str>) = (Vec::new(), Vec::new());
+    let mut seen = std::collections::HashSet::new();
+    for id in ids.iter().filter(|id| seen.insert(id.as_str())) {
+        ids::INSTANCE.check(id)?;
+        match tx.get::<Instance>(&ctx.account, &ctx.region, id) {
+            Some(instance) => found.push(Instance::clone(&instance)),
+            None => gone.push(id),
+        }
+    }
+    if gone.is_empty() { Ok(found) } else { Err(ids::INSTANCE.missing_all(&gone).into()) }
+}
+
+/// The instance with this id.
+fn by_id(ctx: &Context, tx: &mut Tx, id: &str) -> Result<Instance> {
+    ids::INSTANCE.check(id)?;
+    let instance =
+        tx.get::<Instance>(&ctx.account, &ctx.region, id).ok_or_else(|| ids::INSTANCE.missing(id))?;
+    Ok(Instance::clone(&instance))
+}

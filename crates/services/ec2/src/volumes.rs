@@ -1,0 +1,112 @@
+//! EBS volumes.
+
+use haar_api::Context;
+use haar_core::FilterTable;
+use haar_records::ec2::{Volume, VolumeState};
+
+use crate::describe::{Kind, Request};
+use crate::error::Result;
+use crate::handlers::Handlers;
+use crate::{ids, model, tags, zones};
+
+const VOLUMES: Kind<Volume, ()> = Kind {
+    id: ids::VOLUME,
+    filters: FilterTable::<Volume>::new(&[
+        ("attachment.attach-time", |volume, (), probe| {
+            let times =
+                volume.attachments.iter().filter_map(|attachment| attachment.attach_time.format(TIME).ok());
+            times.for_each(|time| probe.value(&time));
+        }),
+        ("attachment.delete-on-termination", |volume, (), probe| {
+            volume.attachments.iter().for_each(|attachment| probe.display(attachment.delete_on_termination));
+        }),
+        ("attachment.device", |volume, (), probe| {
+            probe.values(volume.attachments.iter().map(|attachment| attachment.device.as_str()));
+        }),
+        ("attachment.instance-id", |volume, (), probe| {
+            probe.values(volume.attachments.iter().map(|attachment| attachment.instance_id.as_str()));
+        }),
+        ("attachment.status", |volume, (), probe| {
+            probe.values(volume.attachments.iter().map(|attachment| attachment.status.as_str()));
+        }),
+        ("availability-zone", |volume, (), probe| probe.value(&volume.availability_zone)),
+        ("availability-zone-id", |volume, (), probe| {
+            probe.values(zones::zone_id(&volume.region, &volume.availability_zone).as_deref());
+        }),
+        ("create-time", |volume, (), probe| probe.values(volume.create_time.format(TIME).ok().as_deref())),
+        ("encrypted", |_, (), probe| probe.value("false")),
+        ("fast-restored", |_, (), _| ()),
+        ("multi-attach-enabled", |_, (), probe| probe.value("false")),
+        ("size", |volume, (), probe| probe.display(volume.size_gib)),
+        ("snapshot-id", |_, (), _| ()),
+        ("status", |volume, (), probe| probe.value(volume.state.as_str())),
+        ("volume-id", |volume, (), probe| probe.value(&volume.id)),
+        ("volume-type", |volume, (), probe| probe.value(volume.volume_type.as_str())),
+    ])
+    .with_tags(|volume| &volume.tags),
+    indexes: &[("attachment.instance-id", "instance")],
+};
+
+/// How filters write times, as `2026-01-31T12:00:00.000Z`.
+const TIME: &[time::format_description::BorrowedFormatItem<'static>] =
+    time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
+
+/// `DescribeVolumes`.
+pub async fn describe_volumes(
+    handlers: &Handlers,
+    ctx: &Context,
+    input: model::DescribeVolumesRequest,
+) -> Result<model::DescribeVolumesResult> {
+    let snapshot = handlers.store.snapshot();
+    let request = Request {
+        ids: &input.volume_ids,
+        filters: &input.filters,
+        max_results: input.max_results,
+        next_token: input.next_token.as_deref(),
+    };
+    let (volumes, next_token) = VOLUMES.page(handlers, ctx, &snapshot, &request, &())?;
+    Ok(model::DescribeVolumesResult {
+        volumes: volumes.iter().map(|volume| to_api(volume)).collect(),
+        next_token,
+    })
+}
+
+fn to_api(volume: &Volume) -> model::Volume {
+    model::Volume {
+        volume_id: Some(volume.id.clone()),
+        availability_zone: Some(volume.availability_zone.clone()),
+        availability_zone_id: zones::zone_id(&volume.region, &volume.availability_zone),
+        create_time: Some(volume.create_time),
+        encrypted: Some(false),
+        iops: volume.iops.and_then(|iops| i32::try_from(iops).ok()),
+        throughput: volume.throughput.and_then(|throughput| i32::try_from(throughput).ok()),
+        multi_attach_enabled: Some(false),
+        size: i32::try_from(volume.size_gib).ok(),
+        // None: the volume was not made from a snapshot.
+        snapshot_id: Some(String::new()),
+        state: Some(match volume.state {
+            VolumeState::Creating => model::VolumeState::Creating,
+            VolumeState::Available => model::VolumeState::Available,
+            VolumeState::InUse => model::VolumeState::InUse,
+            VolumeState::Deleting => model::VolumeState::Deleting,
+            VolumeState::Deleted => model::VolumeState::Deleted,
+            VolumeState::Error => model::VolumeState::Error,
+        }),
+        volume_type: volume.volume_type.as_str().parse().ok(),
+        attachments: volume
+            .attachments
+            .iter()
+            .map(|attachment| model::VolumeAttachment {
+                attach_time: Some(attachment.attach_time),
+                delete_on_termination: Some(attachment.delete_on_termination),
+                device: Some(attachment.device.clone()),
+                instance_id: Some(attachment.instance_id.clone()),
+                state: attachment.status.as_str().parse().ok(),
+                volume_id: Some(volume.id.clone()),
+                ..Default::default()
+            })
+            .collect(),
+        tags: tags::to_api(&volume.tags),
+        ..Default::default()
+    }
+}
