@@ -453,6 +453,7 @@ async fn revoke(
         }
         _ => {}
     }
+    let (permissions, never_there) = split_off_ipv6(permissions);
     let scope = Scope::from(ctx);
     haar_core::transact(&handlers.store, ctx, |tx| {
         let mut group = SecurityGroup::clone(&*named(tx, scope, group.0, group.1)?);
@@ -462,13 +463,13 @@ async fn revoke(
             let position = group.rules.iter().position(|rule| rule.id == *id && rule.egress == egress);
             rules.push(group.rules.remove(position.ok_or_else(|| ids::SECURITY_GROUP_RULE.missing(id))?));
         }
-        for wanted in parse_rules(tx, &group, egress, permissions)? {
+        for wanted in parse_rules(tx, &group, egress, &permissions)? {
             match group.rules.iter().position(|rule| rules::same(rule, &wanted)) {
                 Some(position) => rules.push(group.rules.remove(position)),
                 None => unknown.push(wanted),
             }
         }
-        if !unknown.is_empty() {
+        if !unknown.is_empty() || !never_there.is_empty() {
             let vpc = tx.get::<Vpc>(scope.account, scope.region, &group.vpc_id);
             if !vpc.is_some_and(|vpc| vpc.is_default) {
                 return Err(no_such_permission());
@@ -476,12 +477,36 @@ async fn revoke(
         }
         let revoked = Revoked {
             rules: rules.iter().map(|rule| revoked_to_api(&group, rule)).collect(),
-            unknown: permissions_to_api(&group, unknown.iter()),
+            unknown: [permissions_to_api(&group, unknown.iter()), never_there.clone()].concat(),
         };
         tx.put(group);
         Ok(revoked)
     })
     .await
+}
+
+/// Parts permissions from what no group has, because rules with it cannot be made: IPv6 ranges and prefix lists. Clients revoke
+/// these to be sure that they are not there.
+fn split_off_ipv6(permissions: &[IpPermission]) -> (Vec<IpPermission>, Vec<IpPermission>) {
+    let (mut kept, mut split_off) = (Vec::new(), Vec::new());
+    for permission in permissions {
+        let is_icmpv6 = |protocol: &str| protocol.eq_ignore_ascii_case("icmpv6") || protocol == "58";
+        if permission.ip_protocol.as_deref().is_some_and(is_icmpv6) {
+            split_off.push(permission.clone());
+            continue;
+        }
+        let of_ipv4 =
+            IpPermission { ipv6_ranges: Vec::new(), prefix_list_ids: Vec::new(), ..permission.clone() };
+        let has_others = of_ipv4 != *permission;
+        if has_others {
+            let (ip_ranges, user_id_group_pairs) = (Vec::new(), Vec::new());
+            split_off.push(IpPermission { ip_ranges, user_id_group_pairs, ..permission.clone() });
+        }
+        if !has_others || !of_ipv4.ip_ranges.is_empty() || !of_ipv4.user_id_group_pairs.is_empty() {
+            kept.push(of_ipv4);
+        }
+    }
+    (kept, split_off)
 }
 
 fn no_such_permission() -> Error {
@@ -1229,6 +1254,17 @@ mod tests {
         let (_, elsewhere) = another_vpc(&handlers, "other").await;
         let refused = disallow(&handlers, &elsewhere, vec![tcp(22, "0.0.0.0/0")]).await;
         assert_eq!(code(refused), "InvalidPermission.NotFound");
+        let ipv6 = IpPermission {
+            ip_protocol: Some("-1".into()),
+            ipv6_ranges: vec![model::Ipv6Range { cidr_ipv6: Some("::/0".into()), description: None }],
+            ..IpPermission::default()
+        };
+        assert_eq!(
+            code(disallow(&handlers, &elsewhere, vec![ipv6.clone()]).await),
+            "InvalidPermission.NotFound"
+        );
+        let forgiven = disallow(&handlers, &id, vec![ipv6.clone()]).await.unwrap();
+        assert_eq!(forgiven.unknown_ip_permissions, [ipv6]);
         let rule_id = made[1].security_group_rule_id.clone().unwrap();
         let by_id = |group: &str, rule: &str| RevokeSecurityGroupIngressRequest {
             group_id: Some(group.into()),
