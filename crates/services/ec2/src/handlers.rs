@@ -11,8 +11,8 @@ use time::OffsetDateTime;
 use crate::error::Result;
 use crate::model::*;
 use crate::{
-    Scope, defaults, images, instance_types, instances, internet_gateways, key_pairs, network_interfaces,
-    regions, route_tables, security_groups, subnets, tags, volumes, vpcs,
+    Scope, defaults, dhcp_options, images, instance_types, instances, internet_gateways, key_pairs,
+    network_interfaces, regions, route_tables, security_groups, subnets, tags, volumes, vpcs,
 };
 
 /// What the installation gives to EC2.
@@ -83,6 +83,9 @@ macro_rules! delegate {
 }
 
 delegate! {
+    dhcp_options {
+        describe_dhcp_options(DescribeDhcpOptionsRequest) -> DescribeDhcpOptionsResult;
+    }
     images {
         describe_images(DescribeImagesRequest) -> DescribeImagesResult;
     }

@@ -294,3 +294,73 @@ pub async fn describe_instance_type_offerings(
         next_token,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Ec2;
+    use crate::testing::{code, context, filter, handlers};
+
+    async fn names(handlers: &Handlers, filters: Vec<crate::model::Filter>) -> Vec<String> {
+        let input = DescribeInstanceTypesRequest { filters, ..DescribeInstanceTypesRequest::default() };
+        let types = handlers.describe_instance_types(&context(), input).await.unwrap().instance_types;
+        types.into_iter().filter_map(|t| t.instance_type).collect()
+    }
+
+    #[tokio::test]
+    async fn types_are_found_by_what_they_are() {
+        let handlers = handlers().await;
+        assert_eq!(names(&handlers, filter("instance-type", "t3.mi*")).await, ["t3.micro"]);
+        assert_eq!(
+            names(&handlers, filter("memory-info.size-in-mib", "512")).await,
+            ["t2.nano", "t3.nano", "t3a.nano"]
+        );
+        let throughput = filter("ebs-info.ebs-optimized-info.baseline-throughput-in-mbps", "10.875");
+        assert_eq!(names(&handlers, throughput).await, ["t3.micro"]);
+        assert_eq!(names(&handlers, filter("bare-metal", "true")).await, [""; 0]);
+        assert_eq!(names(&handlers, filter("instance-storage-info.disk.type", "*")).await, [""; 0]);
+        let input = DescribeInstanceTypesRequest {
+            instance_types: vec!["t3.micro".into(), "t3.giant".into()],
+            ..DescribeInstanceTypesRequest::default()
+        };
+        let refused = handlers.describe_instance_types(&context(), input).await.unwrap_err();
+        assert_eq!(refused.code, "InvalidInstanceType");
+        assert_eq!(refused.message, "The following supplied instance types do not exist: [t3.giant]");
+    }
+
+    #[tokio::test]
+    async fn pages_give_every_type_once() {
+        let handlers = handlers().await;
+        let mut request =
+            DescribeInstanceTypesRequest { max_results: Some(10), ..DescribeInstanceTypesRequest::default() };
+        let mut seen = Vec::new();
+        loop {
+            let page = handlers.describe_instance_types(&context(), request.clone()).await.unwrap();
+            seen.extend(page.instance_types.into_iter().filter_map(|t| t.instance_type));
+            request.next_token = page.next_token;
+            if request.next_token.is_none() {
+                break;
+            }
+        }
+        assert_eq!(seen, names(&handlers, Vec::new()).await);
+        assert_eq!(seen.len(), instance_types().len());
+        request.max_results = Some(101);
+        assert_eq!(
+            code(handlers.describe_instance_types(&context(), request).await),
+            "InvalidParameterValue"
+        );
+    }
+
+    #[tokio::test]
+    async fn every_type_is_offered_in_every_zone() {
+        let handlers = handlers().await;
+        let input = DescribeInstanceTypeOfferingsRequest {
+            location_type: Some(LocationType::AvailabilityZone),
+            filters: filter("instance-type", "t3.micro"),
+            ..DescribeInstanceTypeOfferingsRequest::default()
+        };
+        let offered = handlers.describe_instance_type_offerings(&context(), input).await.unwrap();
+        let places: Vec<_> = offered.instance_type_offerings.into_iter().filter_map(|o| o.location).collect();
+        assert_eq!(places, ["eu-central-1a", "eu-central-1b", "eu-central-1c"]);
+    }
+}

@@ -7,6 +7,7 @@ pub mod addresses;
 pub mod block_devices;
 pub mod defaults;
 pub mod describe;
+pub mod dhcp_options;
 pub mod dns;
 pub mod error;
 mod handlers;

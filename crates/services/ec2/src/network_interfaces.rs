@@ -291,3 +291,85 @@ fn to_api(eni: &NetworkInterface, snapshot: &Snapshot) -> model::NetworkInterfac
         availability_zone_id: zones::zone_id(&eni.region, &eni.availability_zone),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Ec2;
+    use crate::security_groups;
+    use crate::testing::{SCOPE, context, filter, handlers, write};
+
+    async fn launched(handlers: &Handlers, instance_id: &str, public: bool) -> NetworkInterface {
+        write(&handlers.store, |tx| {
+            let subnet = crate::subnets::default_for(tx, SCOPE, None)?;
+            let interface = LaunchInterface {
+                subnet: &subnet,
+                instance_id,
+                device_index: 0,
+                groups: security_groups::resolve(tx, SCOPE, &subnet.vpc_id, &[], &[])?,
+                private_ip: None,
+                associate_public_ip: public,
+                description: "primary".into(),
+                delete_on_termination: true,
+                tags: Tags::new(),
+            };
+            launch(tx, interface, handlers.config.public_pool, context().now)
+        })
+        .await
+        .unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_interface_is_found_by_its_addresses_and_attachment() {
+        let handlers = handlers().await;
+        let public = launched(&handlers, "i-00000000000000001", true).await;
+        launched(&handlers, "i-00000000000000002", false).await;
+        let public_ip = public.public_address.as_ref().unwrap().ip;
+        let time = public.attachment.as_ref().unwrap().attach_time.format(&ATTACH_TIME).unwrap();
+        for (name, value, expected) in [
+            ("attachment.instance-id", "i-00000000000000001", 1),
+            ("attachment.status", "attaching", 2),
+            ("attachment.attach-time", &*time, 1),
+            ("private-ip-address", &public.private_ip.to_string(), 1),
+            ("association.public-ip", &public_ip.to_string(), 1),
+            ("association.public-dns-name", "ec2-198-18-0-*.eu-central-1.compute.amazonaws.com", 1),
+            ("group-name", "default", 2),
+            ("mac-address", &public.mac_address, 1),
+            ("subnet-id", "subnet-00000000000000000", 0),
+            ("ipv6-addresses.ipv6-address", "*", 0),
+        ] {
+            let input = DescribeNetworkInterfacesRequest {
+                filters: filter(name, value),
+                ..DescribeNetworkInterfacesRequest::default()
+            };
+            let found = handlers.describe_network_interfaces(&context(), input).await.unwrap();
+            // Both attachments were made within the same second, perhaps the same millisecond.
+            let count = found.network_interfaces.len();
+            assert!(
+                count == expected || name == "attachment.attach-time" && count > 0,
+                "{name}={value}: {count}"
+            );
+        }
+        let input = DescribeNetworkInterfacesRequest {
+            network_interface_ids: vec![public.id.clone()],
+            ..DescribeNetworkInterfacesRequest::default()
+        };
+        let shown = handlers.describe_network_interfaces(&context(), input).await.unwrap();
+        let shown = &shown.network_interfaces[0];
+        assert_eq!(shown.association, shown.private_ip_addresses[0].association);
+        assert_eq!(shown.association.as_ref().unwrap().public_ip, Some(public_ip.to_string()));
+        assert_eq!(shown.groups[0].group_name.as_deref(), Some("default"));
+        assert_eq!(shown.availability_zone_id.as_deref(), Some("euc1-az1"));
+    }
+
+    #[tokio::test]
+    async fn a_deleted_interface_gives_its_addresses_back() {
+        let handlers = handlers().await;
+        let interface = launched(&handlers, "i-00000000000000001", true).await;
+        let before = handlers.store.snapshot().count::<haar_records::ec2::Claim>();
+        write(&handlers.store, |tx| Ok(delete(tx, interface.clone()))).await.unwrap();
+        let snapshot = handlers.store.snapshot();
+        assert_eq!(snapshot.count::<haar_records::ec2::Claim>(), before - 2);
+        assert_eq!(snapshot.count::<NetworkInterface>(), 0);
+    }
+}

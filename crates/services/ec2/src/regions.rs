@@ -160,3 +160,66 @@ pub async fn describe_account_attributes(
         });
     Ok(DescribeAccountAttributesResult { account_attributes: account_attributes.collect() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Ec2;
+    use crate::testing::{code, context, filter, handlers};
+
+    #[tokio::test]
+    async fn regions_are_those_named_and_filtered() {
+        let handlers = handlers().await;
+        let ask = |names: &[&str], filters| {
+            let region_names = names.iter().map(|&name| name.to_owned()).collect();
+            let input = DescribeRegionsRequest { region_names, filters, ..DescribeRegionsRequest::default() };
+            let handlers = &handlers;
+            async move {
+                let regions = handlers.describe_regions(&context(), input).await?.regions;
+                Ok(regions.into_iter().filter_map(|region| region.region_name).collect::<Vec<_>>())
+            }
+        };
+        assert!(ask(&[], vec![]).await.unwrap().len() > 30);
+        let two = ask(&["us-east-1", "af-south-1"], filter("opt-in-status", "opted-in")).await.unwrap();
+        assert_eq!(two, ["af-south-1"]);
+        assert_eq!(ask(&[], filter("endpoint", "ec2.eu-n*")).await.unwrap(), ["eu-north-1"]);
+        assert_eq!(code(ask(&["moon-1"], vec![]).await), "InvalidParameterValue");
+    }
+
+    #[tokio::test]
+    async fn zones_are_those_of_the_region() {
+        let handlers = handlers().await;
+        let ask = |input: DescribeAvailabilityZonesRequest| {
+            let handlers = &handlers;
+            async move {
+                let zones = handlers.describe_availability_zones(&context(), input).await?.availability_zones;
+                let names: Vec<_> = zones.into_iter().filter_map(|zone| zone.zone_name).collect();
+                Ok::<_, haar_api::Error>(names)
+            }
+        };
+        let all = ask(DescribeAvailabilityZonesRequest::default()).await.unwrap();
+        assert_eq!(all, ["eu-central-1a", "eu-central-1b", "eu-central-1c"]);
+        let by_id = DescribeAvailabilityZonesRequest {
+            zone_ids: vec!["euc1-az2".into()],
+            filters: filter("group-name", "eu-central-1-zg-1"),
+            ..DescribeAvailabilityZonesRequest::default()
+        };
+        assert_eq!(ask(by_id).await.unwrap(), ["eu-central-1b"]);
+        let elsewhere = DescribeAvailabilityZonesRequest {
+            zone_names: vec!["us-east-1a".into()],
+            ..DescribeAvailabilityZonesRequest::default()
+        };
+        assert_eq!(ask(elsewhere).await.unwrap_err().message, "Invalid availability zone: [us-east-1a]");
+    }
+
+    #[tokio::test]
+    async fn the_account_knows_its_default_vpc() {
+        let handlers = handlers().await;
+        let input = DescribeAccountAttributesRequest { attribute_names: vec!["default-vpc".into()] };
+        let mut found =
+            handlers.describe_account_attributes(&context(), input).await.unwrap().account_attributes;
+        assert_eq!(found.len(), 1);
+        let value = found.remove(0).attribute_values.remove(0).attribute_value.unwrap();
+        assert_eq!(value, defaults::find(&handlers.store.snapshot(), Scope::from(&context())).unwrap().id);
+    }
+}

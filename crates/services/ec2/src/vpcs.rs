@@ -93,3 +93,51 @@ pub async fn describe_vpc_attribute(
         vpc_id: Some(vpc.id.clone()),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Ec2;
+    use crate::model::{DescribeInternetGatewaysRequest, DescribeRouteTablesRequest};
+    use crate::testing::{code, context, filter, handlers};
+
+    #[tokio::test]
+    async fn the_default_vpc_leads_to_the_internet() {
+        let handlers = handlers().await;
+        let input =
+            DescribeVpcsRequest { filters: filter("is-default", "true"), ..DescribeVpcsRequest::default() };
+        let vpc_id = handlers.describe_vpcs(&context(), input).await.unwrap().vpcs.remove(0).vpc_id.unwrap();
+        let input = DescribeInternetGatewaysRequest {
+            filters: filter("attachment.vpc-id", &vpc_id),
+            ..DescribeInternetGatewaysRequest::default()
+        };
+        let gateways =
+            handlers.describe_internet_gateways(&context(), input).await.unwrap().internet_gateways;
+        assert_eq!(gateways[0].attachments[0].state.as_deref(), Some("available"));
+        let input = DescribeRouteTablesRequest {
+            filters: [filter("association.main", "true"), filter("vpc-id", &vpc_id)].concat(),
+            ..DescribeRouteTablesRequest::default()
+        };
+        let tables = handlers.describe_route_tables(&context(), input).await.unwrap().route_tables;
+        let routes = &tables[0].routes;
+        assert_eq!(routes[0].gateway_id.as_deref(), Some("local"));
+        assert_eq!(routes[1].destination_cidr_block.as_deref(), Some("0.0.0.0/0"));
+        assert_eq!(routes[1].gateway_id, gateways[0].internet_gateway_id);
+    }
+
+    #[tokio::test]
+    async fn an_attribute_comes_alone() {
+        let handlers = handlers().await;
+        let vpcs = handlers.describe_vpcs(&context(), DescribeVpcsRequest::default()).await.unwrap().vpcs;
+        let ask = |vpc_id: &str| DescribeVpcAttributeRequest {
+            attribute: VpcAttributeName::EnableDnsSupport,
+            vpc_id: vpc_id.into(),
+        };
+        let input = ask(vpcs[0].vpc_id.as_deref().unwrap());
+        let found = handlers.describe_vpc_attribute(&context(), input).await.unwrap();
+        assert_eq!(found.enable_dns_support, Some(AttributeBooleanValue { value: Some(true) }));
+        assert_eq!(found.enable_dns_hostnames, None);
+        let missing = handlers.describe_vpc_attribute(&context(), ask("vpc-00000000000000000")).await;
+        assert_eq!(code(missing), "InvalidVpcID.NotFound");
+    }
+}
