@@ -28,4 +28,4 @@ pub use manifest::{
     Architecture, Boot, BootMode, ContentFile, DiskFormat, ImageId, Manifest, RootDisk, Source, is_valid_name,
 };
 pub use progress::{Progress, Unit};
-pub use pull::{Catalogue, Entry, PullOptions};
+pub use pull::{Catalogue, Compression, Entry, PullOptions};

@@ -15,6 +15,7 @@ use crate::library::{Draft, DraftBoot, Image, Library};
 use crate::manifest::{BootMode, OWNER_ALIAS, Source};
 use crate::progress::Progress;
 use apt::Apt;
+pub(crate) use disk::convert_to_qcow2;
 
 /// An image that can be built from Debian packages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
