@@ -1,12 +1,10 @@
 //! The recipe `debian-12`, built and run for real.
 
-mod guest;
-
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use guest::{Guest, Lab, Start, obstacle};
+use crate::lab::{Guest, Lab, Start, obstacle};
 use haar_image::{BuildOptions, Library, Recipe};
 
 const MINUTES: Duration = Duration::from_secs(300);

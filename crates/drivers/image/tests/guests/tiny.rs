@@ -1,13 +1,11 @@
 //! The recipe `tiny`, built and run for real.
 
-mod guest;
-
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use guest::{Guest, Lab, Start, obstacle};
+use crate::lab::{Guest, Lab, Start, obstacle};
 use haar_image::{BuildOptions, Image, Library, Recipe};
 
 const MINUTE: Duration = Duration::from_secs(60);
