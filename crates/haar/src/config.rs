@@ -17,7 +17,7 @@ pub const DEFAULT_LISTEN: &str = "127.0.0.1:4566";
 /// The region when none is named.
 pub const DEFAULT_REGION: &str = "us-east-1";
 /// The public addresses when none are named: part of 198.18.0.0/15, which RFC 2544 sets aside and nobody routes.
-pub const DEFAULT_PUBLIC_POOL: &str = "198.18.0.0/24";
+pub const DEFAULT_PUBLIC_POOL: &str = "198.18.0.0/16";
 /// The name prefix when none is named.
 pub const DEFAULT_NAME: &str = "haar";
 /// The configuration file of the machine, used where the state folder has none.

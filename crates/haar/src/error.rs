@@ -107,6 +107,11 @@ impl Error {
         move |source| Self::Io { action, path, source }
     }
 
+    /// Wraps what kept the daemon from its work.
+    pub fn daemon(source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self::Daemon(Box::new(source))
+    }
+
     /// What to do about it, where there is something to say.
     pub fn hint(&self) -> Option<String> {
         match self {

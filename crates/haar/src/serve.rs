@@ -1,27 +1,39 @@
-//! The daemon.
+//! The daemon: what it opens, in which order, and how it stops.
 
-use std::convert::Infallible;
 use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::service::service_fn;
+use haar_api::endpoint::RouteHandler;
+use haar_api::{AccessKey, Body, Endpoint, Principal};
+use haar_node::{Compute, Node};
+use haar_store::Store;
+use hyper::body::Bytes;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
+use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::credentials::Credentials;
 use crate::error::{Error, Result};
-use crate::state::StateDir;
+use crate::state::{ADMIN_HEADER, StateDir, write_private};
+
+/// The QEMU program.
+const QEMU: &str = "qemu-system-x86_64";
+
+/// How much of an instance's console GetConsoleOutput gives ("GetConsoleOutput", EC2 API Reference).
+const CONSOLE_OUTPUT: u64 = 64 * 1024;
 
 /// Claims the state folder and runs the daemon until it is asked to stop.
 pub fn run(config: &Config) -> Result<()> {
+    runtime()?.block_on(serve(config))
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    runtime.map_err(Error::io("start", "the runtime"))?.block_on(serve(config))
+    runtime.map_err(Error::io("start", "the runtime"))
 }
 
 /// Runs the daemon until SIGTERM or SIGINT.
@@ -29,18 +41,167 @@ async fn serve(config: &Config) -> Result<()> {
     let state = StateDir::new(&config.state_dir);
     state.create()?;
     let claim = state.claim()?;
-    let _keys = Credentials::load_or_create(&state)?;
+    let keys = Credentials::load_or_create(&state)?;
     let stop = stop_signal()?;
 
     let listener = TcpListener::bind(config.listen).await;
     let listener =
         listener.map_err(|e| Error::Setting(format!("cannot listen on {}: {e}", config.listen)))?;
     let listen = listener.local_addr().map_err(Error::io("examine", "the listening socket"))?;
+
+    let records = haar_records::ec2::register(haar_core::register(Store::builder()));
+    let store = records.open_sqlite(state.path().join("state.db")).await.map_err(Error::daemon)?;
+    let sweeper = tokio::spawn(haar_core::sweep(store.clone()));
+    let node = Node::start(node_config(config, &keys, &state).await, store.clone()).await.map_err(Error::daemon)?;
+
+    let ec2 = haar_ec2::Config { public_pool: config.public_pool };
+    let ec2 = haar_ec2::Handlers::new(store.clone(), ec2, Arc::new(Host(node.clone()))).await.map_err(Error::daemon)?;
     let daemon = claim.announce(config, listen)?;
+    let endpoint = Endpoint::new(
+        haar_records::ec2::REGIONS.iter().map(|region| region.name),
+        Arc::new(RootKey(keys)),
+        Arc::new(haar_iam::RootMayEverything),
+    )
+    .service(haar_ec2::model::Ec2Service(ec2))
+    .service(haar_iam::sts::model::StsService(haar_iam::sts::Handlers))
+    .route("/_haar/", admin(node.clone(), daemon.admin_token.clone()));
     tracing::info!(endpoint = daemon.endpoint(), region = config.region, "haar {} answers", daemon.version);
-    accept(listener, stop).await;
+    endpoint.serve(listener, stop).await;
+
+    node.stop().await;
+    sweeper.abort();
+    store.close().await;
     tracing::info!("haar stopped");
     Ok(())
+}
+
+async fn node_config(config: &Config, keys: &Credentials, state: &StateDir) -> haar_node::Config {
+    let compute = match config.compute {
+        config::Compute::Simulated => Compute::Simulated,
+        config::Compute::Qemu => {
+            let binary = find_program(QEMU);
+            Compute::Qemu { accel: accelerator(state, &binary).await, binary }
+        }
+    };
+    haar_node::Config {
+        state_dir: config.state_dir.clone(),
+        name: config.name.to_string(),
+        public_pool: config.public_pool,
+        account: keys.account_id.clone(),
+        compute,
+    }
+}
+
+/// Where a program is; where it would usually be if it is nowhere.
+fn find_program(name: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|folder| folder.join(name)).find(|program| program.is_file());
+    found.unwrap_or_else(|| Path::new("/usr/bin").join(name))
+}
+
+/// What a probe guest has shown of the accelerators, and of which boot and program.
+#[derive(Serialize, Deserialize)]
+struct Probed {
+    boot_id: String,
+    program: (PathBuf, u64, u64),
+    probe: haar_vm::Probe,
+}
+
+/// The accelerator that runs guests: as probed since this boot with this QEMU, or else now.
+///
+/// Where QEMU cannot even be asked, instances say so when they are started.
+async fn accelerator(state: &StateDir, binary: &Path) -> haar_vm::Accel {
+    let path = state.path().join("accelerator.json");
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let modified = |metadata: &std::fs::Metadata| {
+        metadata.modified().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_secs())
+    };
+    let (size, changed) = std::fs::metadata(binary).map_or((0, 0), |metadata| (metadata.len(), modified(&metadata)));
+    let program = (binary.to_owned(), size, changed);
+    let known: Option<Probed> = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    if let Some(known) = known.filter(|known| known.boot_id == boot_id && known.program == program) {
+        return known.probe.accel;
+    }
+    match haar_vm::probe(binary).await {
+        Ok(probe) => {
+            match &probe.no_kvm {
+                None => tracing::info!("guests run under KVM"),
+                Some(why) => tracing::warn!("guests run under TCG, without acceleration: {why}; {}", why.fix()),
+            }
+            let accel = probe.accel;
+            let text = serde_json::to_vec_pretty(&Probed { boot_id, program, probe }).expect("a probe is plain data");
+            if let Err(error) = write_private(&path, &text) {
+                tracing::warn!(%error, "the probe will be repeated at the next start");
+            }
+            accel
+        }
+        Err(error) => {
+            tracing::error!(%error, "instances cannot be started");
+            haar_vm::Accel::Tcg
+        }
+    }
+}
+
+/// The root key as the only access key.
+struct RootKey(Credentials);
+
+impl haar_api::Credentials for RootKey {
+    fn lookup(&self, access_key_id: &str) -> Option<AccessKey> {
+        let Self(keys) = self;
+        (keys.access_key_id == access_key_id).then(|| AccessKey {
+            secret: keys.secret_access_key.clone(),
+            session_token: None,
+            expires: None,
+            principal: Principal::root(&keys.account_id, access_key_id),
+        })
+    }
+}
+
+/// What EC2 reads from the machine.
+struct Host(Node);
+
+impl haar_ec2::Host for Host {
+    fn console_output(&self, instance_id: &str) -> Option<haar_ec2::ConsoleOutput> {
+        match self.0.console(instance_id, CONSOLE_OUTPUT) {
+            Ok(output) => output.map(|(bytes, timestamp)| haar_ec2::ConsoleOutput { bytes, timestamp }),
+            Err(error) => {
+                tracing::warn!(instance = instance_id, %error, "cannot read the console");
+                None
+            }
+        }
+    }
+}
+
+/// What the command line asks of the daemon besides the AWS APIs.
+fn admin(node: Node, token: String) -> RouteHandler {
+    Arc::new(move |request| {
+        let (node, token) = (node.clone(), token.clone());
+        Box::pin(async move { answer(&node, &token, &request).await })
+    })
+}
+
+async fn answer(node: &Node, token: &str, request: &Request<Bytes>) -> Response<Body> {
+    let reply = |status, body: serde_json::Value| {
+        let mut response = Response::new(Body::from(body.to_string()));
+        *response.status_mut() = status;
+        response
+    };
+    let trusted = request.headers().get(ADMIN_HEADER).is_some_and(|given| given.as_bytes() == token.as_bytes());
+    match (request.method(), request.uri().path()) {
+        (&Method::GET, "/_haar/health") => {
+            reply(StatusCode::OK, serde_json::json!({"version": env!("CARGO_PKG_VERSION")}))
+        }
+        (&Method::POST, "/_haar/images/rescan") if trusted => match node.rescan_images().await {
+            Ok(()) => reply(StatusCode::OK, serde_json::json!({})),
+            Err(error) => {
+                reply(StatusCode::INTERNAL_SERVER_ERROR, serde_json::json!({"message": error.to_string()}))
+            }
+        },
+        (&Method::POST, "/_haar/images/rescan") => {
+            reply(StatusCode::FORBIDDEN, serde_json::json!({"message": "the token is missing or wrong"}))
+        }
+        _ => reply(StatusCode::NOT_FOUND, serde_json::json!({"message": "there is nothing here"})),
+    }
 }
 
 /// Completes when the process is asked to stop.
@@ -55,43 +216,16 @@ fn stop_signal() -> Result<impl Future<Output = ()>> {
     })
 }
 
-async fn accept(listener: TcpListener, stop: impl Future<Output = ()>) {
-    let server = auto::Builder::new(TokioExecutor::new());
-    let graceful = GracefulShutdown::new();
-    tokio::pin!(stop);
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = &mut stop => break,
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                let connection =
-                    server.serve_connection(TokioIo::new(stream), service_fn(answer)).into_owned();
-                tokio::spawn(graceful.watch(connection));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-            }
-        }
-    }
-    let _ = tokio::time::timeout(std::time::Duration::from_secs(10), graceful.shutdown()).await;
-}
-
-async fn answer(request: Request<Incoming>) -> std::result::Result<Response<Full<Bytes>>, Infallible> {
-    let (status, body) = match (request.method(), request.uri().path()) {
-        (&Method::GET, "/_haar/health") => {
-            (StatusCode::OK, serde_json::json!({"version": env!("CARGO_PKG_VERSION")}).to_string())
-        }
-        _ => (StatusCode::NOT_FOUND, String::new()),
-    };
-    let mut response = Response::new(Full::new(body.into()));
-    *response.status_mut() = status;
-    Ok(response)
-}
-
 /// Stops everything that the daemon of this configuration runs on the machine. The caller holds the state folder's claim.
-pub fn teardown(_config: &Config) -> Result<()> {
-    Ok(())
+pub fn teardown(config: &Config) -> Result<()> {
+    let state = StateDir::new(&config.state_dir);
+    let keys = Credentials::load_or_create(&state)?;
+    let node = haar_node::Config {
+        state_dir: config.state_dir.clone(),
+        name: config.name.to_string(),
+        public_pool: config.public_pool,
+        account: keys.account_id,
+        compute: Compute::Simulated,
+    };
+    runtime()?.block_on(haar_node::teardown(&node)).map_err(Error::daemon)
 }

@@ -120,7 +120,7 @@ fn pull(
     arguments: ImagePull,
     progress: &mut dyn Progress,
 ) -> haar_image::Result<LibraryImage> {
-    library.pull(catalogue, &arguments.entry, &PullOptions { name: arguments.name }, progress)
+    library.pull(catalogue, &arguments.entry, &PullOptions { name: arguments.name, ..PullOptions::default() }, progress)
 }
 
 fn import(
@@ -201,7 +201,7 @@ fn catalogue(state: &StateDir) -> Result<Catalogue> {
 fn print_catalogue(catalogue: &Catalogue, json: bool) {
     let entries = catalogue.entries();
     if json {
-        let entries = entries.iter().map(|entry| {
+        let entries = entries.map(|entry| {
             serde_json::json!({
                 "name": entry.name,
                 "description": entry.description,
@@ -212,7 +212,7 @@ fn print_catalogue(catalogue: &Catalogue, json: bool) {
         println!("{:#}", serde_json::Value::from_iter(entries));
         return;
     }
-    let rows = entries.iter().map(|entry| [entry.name.clone(), entry.description.clone(), entry.url.clone()]);
+    let rows = entries.map(|entry| [entry.name.clone(), entry.description.clone(), entry.url.clone()]);
     print_table(["NAME", "DESCRIPTION", "FROM"], rows.collect());
 }
 

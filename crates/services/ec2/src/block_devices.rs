@@ -3,7 +3,7 @@
 use haar_api::Error;
 use haar_records::ec2::{Image, VolumeType};
 
-use crate::error::{Result, combination, invalid_parameter, invalid_value, missing, shorten, unsupported};
+use crate::error::{Result, combination, invalid_value, missing, unsupported};
 use crate::model;
 
 /// Device names that EC2 takes for EBS volumes, as `/dev/sda1`, `/dev/sdf`, `/dev/xvda`, `xvdb` (EC2 User Guide, "Device

@@ -1,0 +1,129 @@
+//! Answer bodies: chains of chunks that are never copied together.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+
+/// Fragments shorter than this are copied into the running chunk; sending them one by one would cost more.
+const CHAIN_FROM: usize = 8 * 1024;
+/// A running chunk that has grown to this is closed, so that it never has to be moved to grow.
+const CHUNK: usize = 256 * 1024;
+
+/// Bytes that are written once and sent as they lie.
+#[derive(Debug, Default)]
+pub struct Rope {
+    chunks: VecDeque<Bytes>,
+    tail: Vec<u8>,
+}
+
+impl Rope {
+    /// An empty rope.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Appends bytes.
+    pub fn push(&mut self, bytes: &[u8]) {
+        if self.tail.len() + bytes.len() > self.tail.capacity() {
+            self.grow(bytes.len());
+        }
+        self.tail.extend_from_slice(bytes);
+    }
+
+    /// Appends a fragment, without copying it when it is long.
+    pub fn chain(&mut self, fragment: &Bytes) {
+        if fragment.len() < CHAIN_FROM {
+            self.push(fragment);
+        } else {
+            self.close_tail();
+            self.chunks.push_back(fragment.clone());
+        }
+    }
+
+    /// How many bytes it holds.
+    pub fn len(&self) -> usize {
+        self.chunks.iter().map(Bytes::len).sum::<usize>() + self.tail.len()
+    }
+
+    /// Whether it holds no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All of it in one piece.
+    pub fn into_bytes(mut self) -> Bytes {
+        if self.chunks.is_empty() {
+            return self.tail.into();
+        }
+        self.close_tail();
+        if self.chunks.len() == 1
+            && let Some(only) = self.chunks.pop_front()
+        {
+            return only;
+        }
+        let mut whole = Vec::with_capacity(self.len());
+        self.chunks.iter().for_each(|chunk| whole.extend_from_slice(chunk));
+        whole.into()
+    }
+
+    fn grow(&mut self, more: usize) {
+        if self.tail.len() + more > CHUNK && !self.tail.is_empty() {
+            self.close_tail();
+        }
+        let wanted = if self.chunks.is_empty() { (self.tail.len() + more).max(1024) } else { CHUNK.max(more) };
+        self.tail.reserve(wanted);
+    }
+
+    fn close_tail(&mut self) {
+        if !self.tail.is_empty() {
+            self.chunks.push_back(std::mem::take(&mut self.tail).into());
+        }
+    }
+}
+
+impl From<Bytes> for Rope {
+    fn from(bytes: Bytes) -> Self {
+        Rope { chunks: VecDeque::from([bytes]), tail: Vec::new() }
+    }
+}
+
+/// The body of an answer.
+#[derive(Debug, Default)]
+pub struct Body {
+    chunks: VecDeque<Bytes>,
+}
+
+impl From<Rope> for Body {
+    fn from(mut rope: Rope) -> Self {
+        rope.close_tail();
+        rope.chunks.retain(|chunk| !chunk.is_empty());
+        Body { chunks: rope.chunks }
+    }
+}
+
+impl<T: Into<Bytes>> From<T> for Body {
+    fn from(bytes: T) -> Self {
+        Rope::from(bytes.into()).into()
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.chunks.pop_front().map(|chunk| Ok(Frame::data(chunk))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.chunks.iter().map(|chunk| chunk.len() as u64).sum())
+    }
+}

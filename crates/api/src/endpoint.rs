@@ -1,0 +1,472 @@
+//! The HTTP endpoint: from a request to a service's answer.
+//!
+//! One endpoint serves every service. A request is told by its signature's scope: the scope names the service, the service's model
+//! the protocol, and the protocol where the operation stands. Before the scope is believed, the signature is verified.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+use tokio::net::TcpListener;
+use tracing::Instrument;
+
+use crate::query::{Form, clip};
+use crate::schema::{Kind, Operation, Protocol, Route, ServiceModel, slots};
+use crate::sigv4::{Rejection, Signature};
+use crate::value::Value;
+use crate::{Answer, Authorizer, Body, Context, Error, Principal, Rope, Service, json, request_id, rest, validate, xml};
+
+/// How long a client may take to send a request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long a client may take to send a request's body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How long requests that have begun may go on when the endpoint stops.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Largest body of a route that belongs to no service.
+const MAX_ROUTE_BODY: usize = 1 << 20;
+
+/// An access key and whom it stands for.
+#[derive(Clone)]
+pub struct AccessKey {
+    /// The secret.
+    pub secret: String,
+    /// The token that requests with it must carry, for temporary credentials.
+    pub session_token: Option<String>,
+    /// When it stops to be good, for temporary credentials.
+    pub expires: Option<OffsetDateTime>,
+    /// Who signs with it.
+    pub principal: Principal,
+}
+
+/// Knows access keys.
+pub trait Credentials: Send + Sync + 'static {
+    /// The key with this id.
+    fn lookup(&self, access_key_id: &str) -> Option<AccessKey>;
+}
+
+/// The future of a route's answer.
+pub type RouteReply = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
+
+/// What answers the requests of a path that belongs to no service.
+pub type RouteHandler = Arc<dyn Fn(Request<Bytes>) -> RouteReply + Send + Sync>;
+
+/// Answers requests.
+pub struct Endpoint {
+    services: BTreeMap<&'static str, Arc<dyn Service>>,
+    routes: Vec<(&'static str, RouteHandler)>,
+    regions: Vec<&'static str>,
+    credentials: Arc<dyn Credentials>,
+    authorizer: Arc<dyn Authorizer>,
+}
+
+impl Endpoint {
+    /// An endpoint without services; requests may be signed for these regions.
+    pub fn new(
+        regions: impl IntoIterator<Item = &'static str>,
+        credentials: Arc<dyn Credentials>,
+        authorizer: Arc<dyn Authorizer>,
+    ) -> Self {
+        let regions = regions.into_iter().collect();
+        Endpoint { services: BTreeMap::new(), routes: Vec::new(), regions, credentials, authorizer }
+    }
+
+    /// Adds a service, under the name that signatures for it carry.
+    #[must_use]
+    pub fn service(mut self, service: impl Service) -> Self {
+        self.services.insert(service.model().signing_name, Arc::new(service));
+        self
+    }
+
+    /// Adds a handler for the paths that begin with `prefix`. Their requests are not signed; the handler decides whom it answers.
+    #[must_use]
+    pub fn route(mut self, prefix: &'static str, handler: RouteHandler) -> Self {
+        self.routes.push((prefix, handler));
+        self
+    }
+
+    /// Serves HTTP/1.1 and HTTP/2 (without TLS) on a listener until `stop` completes and the requests that have begun are
+    /// answered, or some seconds are over.
+    pub async fn serve(self, listener: TcpListener, stop: impl Future<Output = ()>) {
+        let mut server = auto::Builder::new(TokioExecutor::new());
+        server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+        server.http2().timer(TokioTimer::new());
+        let graceful = GracefulShutdown::new();
+        let endpoint = Arc::new(self);
+        tokio::pin!(stop);
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = &mut stop => break,
+            };
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of descriptors, most likely: what is open has to end first.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            let _ = stream.set_nodelay(true);
+            let endpoint = endpoint.clone();
+            let answer = service_fn(move |request| {
+                let endpoint = endpoint.clone();
+                async move { Ok::<_, Infallible>(endpoint.answer(request, peer.ip()).await) }
+            });
+            let connection = server.serve_connection(TokioIo::new(stream), answer).into_owned();
+            tokio::spawn(graceful.watch(connection));
+        }
+        let _ = tokio::time::timeout(GRACE, graceful.shutdown()).await;
+    }
+
+    /// Answers one request.
+    async fn answer(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Body> {
+        let id = request_id();
+        let (parts, body) = request.into_parts();
+        let span = tracing::debug_span!("request", id, method = %parts.method, path = parts.uri.path());
+        async {
+            if let Some((_, handler)) = self.routes.iter().find(|(prefix, _)| parts.uri.path().starts_with(prefix)) {
+                return match read(&parts, body, MAX_ROUTE_BODY).await {
+                    Ok(body) => handler(Request::from_parts(parts, body)).await,
+                    Err(error) => refusal(&error, guess(&parts), "", &id),
+                };
+            }
+            let service = match self.identify(&parts) {
+                Ok(found) => found,
+                Err(error) => return refusal(&error, guess(&parts), "", &id),
+            };
+            let model = service.0.model();
+            match self.call(service, &parts, body, peer, &id).await {
+                Ok(answer) => respond(answer.status, answer.headers, answer.content_type, answer.body, &id),
+                Err(error) => {
+                    tracing::debug!(code = %error.code, message = error.message, "refused");
+                    refusal(&error, model.protocol, model.xml_namespace, &id)
+                }
+            }
+        }
+        .instrument(span)
+        .await
+    }
+
+    /// The service that a request is signed for, and its signature.
+    fn identify(&self, parts: &Parts) -> Result<(&Arc<dyn Service>, Signature), Error> {
+        let protocol = guess(parts);
+        let signature = Signature::of(parts).map_err(|rejection| unauthorized(rejection, protocol))?;
+        let Some(service) = self.services.get(signature.service.as_str()) else {
+            let message = format!("The service '{}' is not supported.", clip(&signature.service));
+            let code = if is_json(protocol) { "UnsupportedOperationException" } else { "UnsupportedOperation" };
+            return Err(Error::new(code, message));
+        };
+        Ok((service, signature))
+    }
+
+    async fn call(
+        &self,
+        (service, signature): (&Arc<dyn Service>, Signature),
+        parts: &Parts,
+        body: Incoming,
+        peer: IpAddr,
+        id: &str,
+    ) -> Result<Answer, Error> {
+        let model = service.model();
+        let now = OffsetDateTime::now_utc();
+        let key = self.key(&signature, model.protocol, now)?;
+        let body = read(parts, body, model.max_body).await?;
+        let verified = if self.regions.contains(&signature.region.as_str()) {
+            signature.verify(&key.secret, parts, &body, now)
+        } else {
+            Err(Rejection::Mismatch("Credential should be scoped to a valid region.".to_owned()))
+        };
+        verified.map_err(|rejection| unauthorized(rejection, model.protocol))?;
+
+        let (index, input) = decode(model, parts, body)?;
+        let operation = &model.operations[index];
+        let mut ctx = Context {
+            request_id: id.to_owned(),
+            service: model.name,
+            operation: operation.route.name,
+            account: key.principal.account.clone(),
+            region: signature.region,
+            principal: key.principal,
+            dry_run: false,
+            now,
+            source_ip: peer,
+            user_agent: text(&parts.headers, header::USER_AGENT.as_str()).map(str::to_owned),
+            client_token: None,
+            fingerprint: [0; 32],
+        };
+        let input = apply_generic(operation, input, &mut ctx);
+        self.authorizer.authorize(&ctx, &format!("{}:{}", model.name, operation.route.name))?;
+        let answer = service.call(index, &ctx, input).await?;
+        if ctx.dry_run { Err(Error::dry_run()) } else { Ok(answer) }
+    }
+
+    /// The key that a request is signed with.
+    fn key(&self, signature: &Signature, protocol: Protocol, now: OffsetDateTime) -> Result<AccessKey, Error> {
+        let unknown = || invalid_key(protocol);
+        let key = self.credentials.lookup(&signature.access_key_id).ok_or_else(unknown)?;
+        if key.session_token != signature.session_token {
+            return Err(unknown());
+        }
+        if key.expires.is_some_and(|expires| expires <= now) {
+            let message = "The security token included in the request is expired";
+            return Err(match protocol {
+                Protocol::Ec2 => Error::new("RequestExpired", "Request has expired."),
+                Protocol::Query => Error::new("ExpiredToken", message).with_status(403),
+                Protocol::Json(_) | Protocol::RestJson => Error::new("ExpiredTokenException", message),
+            });
+        }
+        Ok(key)
+    }
+}
+
+/// Takes what every operation has in common from its input into the context: `DryRun` and the idempotency token.
+fn apply_generic(operation: &Operation, input: Value, ctx: &mut Context) -> Value {
+    let (Kind::Structure(members), Value::Structure(mut values)) = (&operation.input.kind, input) else {
+        return Value::Structure(Vec::new());
+    };
+    let mut token = None;
+    let mut dry_run = None;
+    for (index, (member, _)) in slots(members).enumerate() {
+        if member.idempotency_token {
+            token = Some(index);
+        }
+        if member.name == "DryRun" {
+            dry_run = Some(index);
+        }
+    }
+    // Taken from the back, so that the token's place stays.
+    let given = dry_run.map(|index| std::mem::take(&mut values[index]));
+    ctx.dry_run = given == Some(Some(Value::Boolean(true)));
+    if let Some(index) = token
+        && let Some(Value::String(text)) = &values[index]
+    {
+        ctx.client_token = Some(text.clone());
+        let mut hash = Sha256::new();
+        for (_, value) in values.iter().enumerate().filter(|(place, _)| *place != index) {
+            Value::Structure(vec![value.clone()]).digest(&mut hash);
+        }
+        ctx.fingerprint = hash.finalize().into();
+    }
+    // Handlers find `DryRun` in the context: it is no field of their types.
+    if let Some(index) = dry_run {
+        values.remove(index);
+    }
+    Value::Structure(values)
+}
+
+/// Finds the operation of a request and decodes its input.
+fn decode(model: &'static ServiceModel, parts: &Parts, body: Bytes) -> Result<(usize, Value), Error> {
+    let unsupported = model.unsupported_error;
+    let (index, input) = match model.protocol {
+        Protocol::Ec2 | Protocol::Query => {
+            let mut text = parts.uri.query().unwrap_or_default().as_bytes().to_vec();
+            text.push(b'&');
+            text.extend_from_slice(&body);
+            let form = Form::parse(&text)?;
+            let action = form.get("Action").filter(|action| !action.is_empty()).map(str::to_owned);
+            let action = action.ok_or_else(|| {
+                Error::new("MissingAction", "The request must contain the parameter Action")
+            })?;
+            let index = operation(model, &action).ok_or_else(|| {
+                let message = format!("The action {} is not valid for this web service.", clip(&action));
+                Error::new("InvalidAction", message)
+            })??;
+            (index, form.into_value(model.operations[index].input, unsupported)?)
+        }
+        Protocol::Json(_) => {
+            let target = text(&parts.headers, "x-amz-target").unwrap_or_default();
+            let name = target.rsplit_once('.').map_or(target, |(_, name)| name);
+            let index = operation(model, name).ok_or_else(unknown_operation)??;
+            let body = if body.is_empty() { Bytes::from_static(b"{}") } else { body };
+            (index, json::decode(&body, model.operations[index].input, unsupported)?)
+        }
+        Protocol::RestJson => {
+            let (method, path) = (parts.method.as_str(), parts.uri.path());
+            let routes = model.operations.iter().map(|operation| &operation.route);
+            let Some((index, labels)) = rest::find(routes, method, path) else {
+                return Err(match rest::find(model.missing.iter(), method, path) {
+                    Some((missing, _)) => not_offered(model, &model.missing[missing]),
+                    None => unknown_operation().with_status(404),
+                });
+            };
+            let request = rest::Parts { labels, query: parts.uri.query(), headers: &parts.headers, body };
+            (index, rest::decode(request, model.operations[index].input, unsupported)?)
+        }
+    };
+    validate::check(&input, model.operations[index].input, model)?;
+    Ok((index, input))
+}
+
+/// The operation of this name; none when AWS does not know it, an error when only haar does not.
+fn operation(model: &'static ServiceModel, name: &str) -> Option<Result<usize, Error>> {
+    if let Some(index) = model.operations.iter().position(|operation| operation.route.name == name) {
+        return Some(Ok(index));
+    }
+    let missing = model.missing.iter().find(|route| route.name == name)?;
+    Some(Err(not_offered(model, missing)))
+}
+
+fn not_offered(model: &ServiceModel, route: &Route) -> Error {
+    Error::new(model.unsupported_error, format!("The operation {} is not supported.", route.name))
+}
+
+fn unknown_operation() -> Error {
+    Error::new("UnknownOperationException", "The requested operation is not known.")
+}
+
+/// Reads a body of at most `most` bytes.
+async fn read(parts: &Parts, body: Incoming, most: usize) -> Result<Bytes, Error> {
+    let too_large =
+        || Error::new("RequestEntityTooLarge", format!("The request's body is longer than {most} bytes.")).with_status(413);
+    let told = text(&parts.headers, header::CONTENT_LENGTH.as_str()).and_then(|length| length.parse::<u64>().ok());
+    if told.is_some_and(|length| length > most as u64) {
+        return Err(too_large());
+    }
+    match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, most).collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(error)) => Err(Error::new("IncompleteBody", format!("The request's body could not be read: {error}"))),
+        Err(_) => Err(Error::new("RequestTimeout", "The request's body did not come in time.").with_status(408)),
+    }
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// The protocol of a request whose service is not known yet, for the form of an error.
+fn guess(parts: &Parts) -> Protocol {
+    let content_type = text(&parts.headers, header::CONTENT_TYPE.as_str()).unwrap_or_default();
+    if content_type.starts_with("application/x-amz-json-1.0") {
+        Protocol::Json("1.0")
+    } else if content_type.starts_with("application/x-amz-json") {
+        Protocol::Json("1.1")
+    } else if parts.method != Method::GET && parts.uri.path() != "/" {
+        Protocol::RestJson
+    } else {
+        Protocol::Query
+    }
+}
+
+fn is_json(protocol: Protocol) -> bool {
+    matches!(protocol, Protocol::Json(_) | Protocol::RestJson)
+}
+
+fn invalid_key(protocol: Protocol) -> Error {
+    let message = "The security token included in the request is invalid.";
+    match protocol {
+        Protocol::Ec2 => auth_failure(),
+        Protocol::Query => Error::new("InvalidClientTokenId", message).with_status(403),
+        Protocol::Json(_) | Protocol::RestJson => Error::new("UnrecognizedClientException", message),
+    }
+}
+
+fn auth_failure() -> Error {
+    Error::new("AuthFailure", "AWS was not able to validate the provided access credentials").with_status(401)
+}
+
+/// How a service says that it does not accept a signature ("Common Errors" of each API reference).
+fn unauthorized(rejection: Rejection, protocol: Protocol) -> Error {
+    match rejection {
+        Rejection::Missing => {
+            let code = if is_json(protocol) { "MissingAuthenticationTokenException" } else { "MissingAuthenticationToken" };
+            Error::new(code, "Request is missing Authentication Token").with_status(403)
+        }
+        Rejection::Incomplete(reason) => {
+            let code = if is_json(protocol) { "IncompleteSignatureException" } else { "IncompleteSignature" };
+            Error::new(code, reason)
+        }
+        Rejection::Expired(_) if protocol == Protocol::Ec2 => Error::new("RequestExpired", "Request has expired."),
+        Rejection::Mismatch(_) if protocol == Protocol::Ec2 => auth_failure(),
+        Rejection::Expired(reason) | Rejection::Mismatch(reason) => match protocol {
+            Protocol::Ec2 | Protocol::Query => Error::new("SignatureDoesNotMatch", reason).with_status(403),
+            Protocol::Json(_) => Error::new("InvalidSignatureException", reason),
+            Protocol::RestJson => Error::new("InvalidSignatureException", reason).with_status(403),
+        },
+    }
+}
+
+fn respond(
+    status: StatusCode,
+    headers: HeaderMap,
+    content_type: HeaderValue,
+    body: impl Into<Body>,
+    id: &str,
+) -> Response<Body> {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    if let Ok(id) = HeaderValue::from_str(id) {
+        response.headers_mut().insert("x-amzn-requestid", id);
+    }
+    response
+}
+
+/// An error in the form of a protocol.
+fn refusal(error: &Error, protocol: Protocol, namespace: &str, id: &str) -> Response<Body> {
+    let mut headers = HeaderMap::new();
+    let (content_type, body) = match protocol {
+        Protocol::Ec2 | Protocol::Query => (xml::CONTENT_TYPE, xml_error(error, protocol, namespace, id)),
+        Protocol::Json(_) | Protocol::RestJson => {
+            if let Ok(code) = HeaderValue::from_str(&error.code) {
+                headers.insert("x-amzn-errortype", code);
+            }
+            (json::content_type(protocol), json_error(error))
+        }
+    };
+    respond(error.status, headers, content_type, body, id)
+}
+
+fn xml_error(error: &Error, protocol: Protocol, namespace: &str, id: &str) -> Rope {
+    let mut w = xml::Writer::new(protocol);
+    w.raw("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
+    if protocol == Protocol::Ec2 {
+        w.raw("<Response><Errors><Error>");
+        w.member("Code", &error.code.to_string());
+        w.member("Message", &error.message);
+        w.raw("</Error></Errors>");
+        w.member("RequestID", &id.to_owned());
+        w.raw("</Response>");
+    } else {
+        w.raw("<ErrorResponse xmlns=\"");
+        w.text(namespace);
+        w.raw("\"><Error>");
+        let fault = if error.status.is_server_error() { "Receiver" } else { "Sender" };
+        w.member("Type", &fault.to_owned());
+        w.member("Code", &error.code.to_string());
+        w.member("Message", &error.message);
+        w.raw("</Error>");
+        w.member("RequestId", &id.to_owned());
+        w.raw("</ErrorResponse>");
+    }
+    w.finish()
+}
+
+fn json_error(error: &Error) -> Rope {
+    let mut body = serde_json::Map::new();
+    body.insert("__type".into(), error.code.as_ref().into());
+    body.insert("message".into(), error.message.clone().into());
+    body.extend(error.members.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+    Bytes::from(serde_json::Value::Object(body).to_string()).into()
+}
+

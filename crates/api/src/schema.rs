@@ -1,0 +1,304 @@
+//! Tables that describe requests: generated from the API models, read by the decoders.
+
+use std::sync::OnceLock;
+
+use fancy_regex::Regex;
+
+use crate::Error;
+
+/// How a service speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// EC2's own: form in, XML out, lists flat.
+    Ec2,
+    /// AWS Query: form in, XML out.
+    Query,
+    /// AWS JSON with its version (`1.0`, `1.1`), the operation in `X-Amz-Target`.
+    Json(&'static str),
+    /// REST with JSON bodies: the operation is the method and the path.
+    RestJson,
+}
+
+/// One service: its names, its protocol and its operations.
+#[derive(Debug)]
+pub struct ServiceModel {
+    /// The service's name in IAM actions, such as `ec2`.
+    pub name: &'static str,
+    /// The service's name in the scope of a signature.
+    pub signing_name: &'static str,
+    /// How the service speaks.
+    pub protocol: Protocol,
+    /// The version that requests of the form protocols name.
+    pub api_version: &'static str,
+    /// What stands before the operation in `X-Amz-Target`; empty for other protocols than JSON.
+    pub target_prefix: &'static str,
+    /// The namespace of XML answers; empty for other protocols.
+    pub xml_namespace: &'static str,
+    /// The code of the error that answers a violated constraint.
+    pub validation_error: &'static str,
+    /// The code of the error that answers what AWS has and haar has not.
+    pub unsupported_error: &'static str,
+    /// The greatest request body, in bytes.
+    pub max_body: usize,
+    /// The implemented operations, sorted by name.
+    pub operations: &'static [Operation],
+    /// The operations that AWS has and haar has not, sorted by name.
+    pub missing: &'static [Route],
+}
+
+/// Where an operation answers.
+#[derive(Debug)]
+pub struct Route {
+    /// The operation's name.
+    pub name: &'static str,
+    /// The HTTP method, for the REST protocols.
+    pub method: &'static str,
+    /// The path with its labels, for the REST protocols.
+    pub path: &'static str,
+}
+
+impl Route {
+    /// A route of a protocol that tells operations by their name.
+    pub const fn named(name: &'static str) -> Self {
+        Route { name, method: "POST", path: "/" }
+    }
+}
+
+/// An implemented operation.
+#[derive(Debug)]
+pub struct Operation {
+    /// Where it answers.
+    pub route: Route,
+    /// The shape of its request, always a structure.
+    pub input: &'static Shape,
+    /// The HTTP status of a success.
+    pub status: u16,
+    /// Whether requests must be signed.
+    pub signed: bool,
+}
+
+/// A shape of a request: its name in the model, and what it is.
+#[derive(Debug)]
+pub struct Shape {
+    /// The name in the model.
+    pub name: &'static str,
+    /// What it is, and its constraints.
+    pub kind: Kind,
+}
+
+/// What a shape is, and its constraints.
+#[derive(Debug)]
+pub enum Kind {
+    /// Named members.
+    Structure(&'static [Member]),
+    /// A list of one shape.
+    List(List),
+    /// A map from strings to one shape.
+    Map(Map),
+    /// Text.
+    String(Text),
+    /// A 32-bit integer within its bounds.
+    Integer(Bounds),
+    /// A 64-bit integer within its bounds.
+    Long(Bounds),
+    /// A floating-point number within its bounds.
+    Double(Bounds),
+    /// True or false.
+    Boolean,
+    /// A point in time.
+    Timestamp,
+    /// Bytes, base64 on the wire, with bounds of their number.
+    Blob(Bounds),
+    /// Any JSON value.
+    Document,
+}
+
+/// Least and greatest value, length or size, both inclusive.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// The least.
+    pub min: i64,
+    /// The greatest.
+    pub max: i64,
+}
+
+/// No bounds.
+pub const ANY: Bounds = Bounds { min: i64::MIN, max: i64::MAX };
+
+impl Bounds {
+    /// Whether `value` lies within.
+    pub fn contains(&self, value: i64) -> bool {
+        (self.min..=self.max).contains(&value)
+    }
+}
+
+/// A list.
+#[derive(Debug)]
+pub struct List {
+    /// The shape of its elements.
+    pub member: &'static Shape,
+    /// What stands between the list's name and an index in a form; empty where nothing does.
+    pub wire: &'static str,
+    /// Bounds of its length.
+    pub bounds: Bounds,
+}
+
+/// A map.
+#[derive(Debug)]
+pub struct Map {
+    /// The shape of its keys.
+    pub key: &'static Shape,
+    /// The shape of its values.
+    pub value: &'static Shape,
+    /// What stands between the map's name and an index in a form (`entry`); empty where nothing does.
+    pub wire: &'static str,
+    /// The name of a key in a form.
+    pub key_wire: &'static str,
+    /// The name of a value in a form.
+    pub value_wire: &'static str,
+    /// Bounds of its number of entries.
+    pub bounds: Bounds,
+}
+
+/// Text and its constraints.
+#[derive(Debug)]
+pub struct Text {
+    /// Bounds of its length in characters.
+    pub bounds: Bounds,
+    /// The values that it may take; any where empty.
+    pub values: &'static [&'static str],
+    /// What all of it must match.
+    pub pattern: Option<&'static Pattern>,
+}
+
+/// A member of a structure.
+#[derive(Debug)]
+pub struct Member {
+    /// The name in the model.
+    pub name: &'static str,
+    /// The name on the wire.
+    pub wire: &'static str,
+    /// Where it stands in a request.
+    pub location: Location,
+    /// Whether it must be present.
+    pub required: bool,
+    /// Whether it is the operation's idempotency token.
+    pub idempotency_token: bool,
+    /// Whether haar honours it.
+    pub support: Support,
+}
+
+impl Member {
+    /// An optional member of the body.
+    pub const fn new(name: &'static str, wire: &'static str, support: Support) -> Self {
+        Member { name, wire, location: Location::Body, required: false, idempotency_token: false, support }
+    }
+
+    /// The same member, required.
+    pub const fn required(mut self) -> Self {
+        self.required = true;
+        self
+    }
+
+    /// The same member as its operation's idempotency token.
+    pub const fn idempotency_token(mut self) -> Self {
+        self.idempotency_token = true;
+        self
+    }
+
+    /// The same member in another place.
+    pub const fn at(mut self, location: Location) -> Self {
+        self.location = location;
+        self
+    }
+}
+
+/// Where a member stands in a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Location {
+    /// In the body, under its name.
+    Body,
+    /// It is the body.
+    Payload,
+    /// A label of the path.
+    Uri,
+    /// A parameter of the query string; of no fixed name where it is a map of all of them.
+    Query,
+    /// A header.
+    Header,
+    /// All headers that begin with its name.
+    Headers,
+}
+
+/// Whether haar honours a member.
+#[derive(Debug, Clone, Copy)]
+pub enum Support {
+    /// It is decoded by this shape and handed to the handler.
+    Yes(&'static Shape),
+    /// It is accepted with this value, which is what haar does anyway, and refused with any other.
+    Only(&'static str),
+    /// It is refused.
+    No,
+}
+
+/// Values a structure's decoded form has: its supported members, in the order of the table.
+pub fn slots(members: &'static [Member]) -> impl Iterator<Item = (&'static Member, &'static Shape)> {
+    members.iter().filter_map(|member| match member.support {
+        Support::Yes(shape) => Some((member, shape)),
+        Support::Only(_) | Support::No => None,
+    })
+}
+
+/// A regular expression of the model, compiled at its first use.
+#[derive(Debug)]
+pub struct Pattern {
+    source: &'static str,
+    regex: OnceLock<Option<Regex>>,
+}
+
+impl Pattern {
+    /// The pattern with this source, in the syntax of `java.util.regex`.
+    pub const fn new(source: &'static str) -> Self {
+        Pattern { source, regex: OnceLock::new() }
+    }
+
+    /// The pattern's source.
+    pub fn source(&self) -> &'static str {
+        self.source
+    }
+
+    /// Whether all of `text` matches.
+    ///
+    /// # Errors
+    /// `InternalError` when the pattern cannot be compiled or gives up on the text.
+    pub fn matches(&self, text: &str) -> Result<bool, Error> {
+        let regex = self.regex.get_or_init(|| compile(self.source).ok());
+        let regex = regex.as_ref().ok_or_else(|| Error::internal("A pattern of the model cannot be compiled."))?;
+        regex.is_match(text).map_err(|_| Error::internal("A pattern of the model took too long to match."))
+    }
+}
+
+/// Compiles a pattern of a model so that it matches whole texts only.
+fn compile(source: &str) -> Result<Regex, fancy_regex::Error> {
+    fancy_regex::RegexBuilder::new(&format!("^(?:{source})$")).backtrack_limit(200_000).build()
+}
+
+/// A string without constraints.
+pub static STRING: Shape =
+    Shape { name: "String", kind: Kind::String(Text { bounds: ANY, values: &[], pattern: None }) };
+/// A 32-bit integer without constraints.
+pub static INTEGER: Shape = Shape { name: "Integer", kind: Kind::Integer(ANY) };
+/// A 64-bit integer without constraints.
+pub static LONG: Shape = Shape { name: "Long", kind: Kind::Long(ANY) };
+/// A floating-point number without constraints.
+pub static DOUBLE: Shape = Shape { name: "Double", kind: Kind::Double(ANY) };
+/// True or false.
+pub static BOOLEAN: Shape = Shape { name: "Boolean", kind: Kind::Boolean };
+/// A point in time.
+pub static TIMESTAMP: Shape = Shape { name: "Timestamp", kind: Kind::Timestamp };
+/// Bytes without constraints.
+pub static BLOB: Shape = Shape { name: "Blob", kind: Kind::Blob(ANY) };
+/// Any JSON value.
+pub static DOCUMENT: Shape = Shape { name: "Document", kind: Kind::Document };
+/// A structure without members: the request of an operation that takes none.
+pub static EMPTY: Shape = Shape { name: "Empty", kind: Kind::Structure(&[]) };
