@@ -189,7 +189,11 @@ mod tests {
         let full = write(&store, |tx| allocate_private_ip(tx, &subnet, None, "eni-x")).await;
         assert_eq!(code(full), "InsufficientFreeAddressesInSubnet");
         let claim = |ip| ClaimScope::PrivateIp { vpc_id: &subnet.vpc_id, ip };
-        write(&store, |tx| Ok(release(tx, SCOPE, claim(given[3])))).await.unwrap();
+        let given_up = write(&store, |tx| {
+            release(tx, SCOPE, claim(given[3]));
+            Ok(())
+        });
+        given_up.await.unwrap();
         let again = write(&store, |tx| allocate_private_ip(tx, &subnet, None, "eni-x")).await;
         assert_eq!(again, Ok(given[3]));
     }

@@ -142,7 +142,7 @@ const KIND: Kind<NetworkInterface, Snapshot> = Kind {
             times.for_each(|time| probe.value(&time));
         }),
         ("attachment.attachment-id", |eni, _, probe| {
-            probe.values(eni.attachment.iter().map(|a| a.id.as_str()))
+            probe.values(eni.attachment.iter().map(|a| a.id.as_str()));
         }),
         ("attachment.delete-on-termination", |eni, _, probe| {
             eni.attachment.iter().for_each(|a| probe.display(a.delete_on_termination));
@@ -367,7 +367,11 @@ mod tests {
         let handlers = handlers().await;
         let interface = launched(&handlers, "i-00000000000000001", true).await;
         let before = handlers.store.snapshot().count::<haar_records::ec2::Claim>();
-        write(&handlers.store, |tx| Ok(delete(tx, interface.clone()))).await.unwrap();
+        let given_up = write(&handlers.store, |tx| {
+            delete(tx, interface.clone());
+            Ok(())
+        });
+        given_up.await.unwrap();
         let snapshot = handlers.store.snapshot();
         assert_eq!(snapshot.count::<haar_records::ec2::Claim>(), before - 2);
         assert_eq!(snapshot.count::<NetworkInterface>(), 0);

@@ -43,7 +43,7 @@ const KIND: Kind<RouteTable, ()> = Kind {
         ("route.instance-id", |_, (), _| ()),
         ("route.nat-gateway-id", |_, (), _| ()),
         ("route.origin", |table, (), probe| {
-            probe.values(table.routes.iter().map(|route| origin(route).as_str()))
+            probe.values(table.routes.iter().map(|route| origin(route).as_str()));
         }),
         ("route.state", |table, (), probe| probe.values(table.routes.iter().map(|_| "active"))),
         ("route.transit-gateway-id", |_, (), _| ()),

@@ -82,7 +82,7 @@ const KIND: Kind<Subnet, Snapshot> = Kind {
         ("outpost-arn", |_, _, _| ()),
         ("owner-id", |subnet, _, probe| probe.value(&subnet.account)),
         ("private-dns-name-options-on-launch.enable-resource-name-dns-a-record", |_, _, probe| {
-            probe.value("false")
+            probe.value("false");
         }),
         ("private-dns-name-options-on-launch.enable-resource-name-dns-aaaa-record", |_, _, probe| {
             probe.value("false");

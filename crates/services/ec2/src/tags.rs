@@ -27,6 +27,9 @@ const MAX_RESOURCES: usize = 1000;
 /// Changes the tags of a resource.
 type Edit<'a> = &'a (dyn Fn(&mut Tags) -> Result<()> + Sync);
 
+/// Takes ids and tags.
+type Show<'a> = &'a mut dyn FnMut(&str, &Tags);
+
 /// A kind of resource that has tags.
 struct Kind {
     id: IdType,
@@ -35,7 +38,7 @@ struct Kind {
     /// Changes the tags of the resource with an id; false when there is none.
     edit: fn(&mut Tx, Scope<'_>, &str, Edit<'_>) -> Result<bool>,
     /// Shows ids and tags of all resources of the kind.
-    each: fn(&Snapshot, Scope<'_>, &mut dyn FnMut(&str, &Tags)),
+    each: fn(&Snapshot, Scope<'_>, Show<'_>),
 }
 
 /// A record with tags.
@@ -106,7 +109,7 @@ fn put_changed<T: Tagged>(tx: &mut Tx, record: &T, change: Edit<'_>) -> Result<(
     Ok(())
 }
 
-fn each<T: Tagged>(snapshot: &Snapshot, scope: Scope<'_>, show: &mut dyn FnMut(&str, &Tags)) {
+fn each<T: Tagged>(snapshot: &Snapshot, scope: Scope<'_>, show: Show<'_>) {
     snapshot.list::<T>(scope.account, scope.region).for_each(|record| show(record.id(), record.tags()));
 }
 
@@ -121,7 +124,7 @@ fn edit_image(tx: &mut Tx, scope: Scope<'_>, id: &str, change: Edit<'_>) -> Resu
     }
 }
 
-fn each_image(snapshot: &Snapshot, scope: Scope<'_>, show: &mut dyn FnMut(&str, &Tags)) {
+fn each_image(snapshot: &Snapshot, scope: Scope<'_>, show: Show<'_>) {
     each::<Image>(snapshot, scope, show);
     let global = snapshot.list::<Image>(GLOBAL_ACCOUNT, GLOBAL_REGION);
     global.filter(|image| image.owner == scope.account).for_each(|image| show(&image.id, &image.tags));
