@@ -402,4 +402,35 @@ mod tests {
             assert!(matches!(import(case, "k"), Err(KeyError::Format)), "{}", String::from_utf8_lossy(case));
         }
     }
+
+    #[test]
+    fn numbers_that_make_no_rsa_key_are_refused() {
+        let line = |e: &[u8], n: &[u8]| {
+            let mut blob = Vec::new();
+            for part in [b"ssh-rsa".as_slice(), e, n] {
+                put_string(&mut blob, part);
+            }
+            format!("ssh-rsa {}", STANDARD.encode(blob)).into_bytes()
+        };
+        // 2048 bits, odd and even; the leading zero says that it is not negative.
+        let odd = [&[0, 0x80][..], &[0; 254], &[1]].concat();
+        let even = [&[0, 0x80][..], &[0; 254], &[2]].concat();
+        let f4: &[u8] = &[1, 0, 1];
+        for (e, n) in [
+            (f4, even.as_slice()),
+            (f4, &[]),
+            (f4, &[0]),
+            (f4, &odd[1..]),
+            (&[], &odd),
+            (&[0], &odd),
+            (&[1], &odd),
+            (&[2], &odd),
+            (&[0x7f; 64], &odd),
+            (&odd, f4),
+        ] {
+            assert!(matches!(import(&line(e, n), "k"), Err(KeyError::Format)), "e = {e:?}, n = {n:?}");
+        }
+        // As a modulus this one is accepted: whether it is hard to factor is its owner's business.
+        assert!(import(&line(f4, &odd), "k").is_ok());
+    }
 }
