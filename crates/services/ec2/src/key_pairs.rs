@@ -249,7 +249,7 @@ mod tests {
     async fn import(handlers: &Handlers, name: &str, material: &[u8]) -> Result<ImportKeyPairResult> {
         let input = ImportKeyPairRequest {
             key_name: name.into(),
-            public_key_material: bytes::Bytes::copy_from_slice(material),
+            public_key_material: haar_api::Bytes::copy_from_slice(material),
             tag_specifications: vec![TagSpecification {
                 resource_type: Some("key-pair".into()),
                 tags: vec![model::Tag { key: Some("team".into()), value: Some("a".into()) }],
