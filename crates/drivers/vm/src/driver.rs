@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -43,6 +44,9 @@ type Slot = tokio::sync::Mutex<Option<Vm>>;
 /// Memory that QEMU takes beside the guest's and the translated code's, in MiB: about 60 at rest; the rest is for its
 /// disk caches and threads.
 const QEMU_MIB: u64 = 512;
+
+/// How long a QEMU that could not start may take to end.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Driver {
     /// Opens the run directory.
@@ -115,7 +119,12 @@ impl Driver {
             Ok(process) => match Vm::attach(process.clone(), dir.clone(), spec).await {
                 Ok(vm) => return Ok(vm),
                 Err(Error::Gone) => {
-                    let exit = process.ended().await;
+                    // It closed its monitor, so it ends; if not, it is helped.
+                    let ended = tokio::time::timeout(LEAVE_TIMEOUT, process.ended()).await;
+                    let exit = match ended {
+                        Ok(exit) => exit,
+                        Err(_) => process.kill().await?,
+                    };
                     Error::Qemu { status: exit.to_string(), stderr: stderr_tail(&dir.stderr_log()) }
                 }
                 Err(error) => {

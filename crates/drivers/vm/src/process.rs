@@ -41,7 +41,7 @@ use crate::spawn::{Program, spawn};
 use crate::{Error, Nic, Spec, args};
 
 /// How long a process may hold the lock before its id is known, or after it was killed.
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 const SETTLE_STEP: Duration = Duration::from_millis(2);
 
 /// The run directory of a machine.

@@ -91,8 +91,10 @@ pub fn write_disk(path: &Path) {
 
 /// A driver, a folder and a machine's id of a test's own. What is left of the machine when it goes is a leak.
 pub struct Bench {
-    pub folder: tempfile::TempDir,
+    pub folder: PathBuf,
     pub id: String,
+    /// Held by the test; not by a process that works for it.
+    owned: Option<tempfile::TempDir>,
 }
 
 impl Bench {
@@ -106,12 +108,18 @@ impl Bench {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let folder = tempfile::tempdir().unwrap();
         write_disk(&folder.path().join("disk.raw"));
-        Some(Bench { folder, id: format!("i-{:08x}{number:04x}", std::process::id()) })
+        let id = format!("i-{:08x}{number:04x}", std::process::id());
+        Some(Bench { folder: folder.path().into(), id, owned: Some(folder) })
+    }
+
+    /// The bench of another process' test.
+    pub fn of(folder: PathBuf, id: String) -> Bench {
+        Bench { folder, id, owned: None }
     }
 
     pub fn config(&self) -> Config {
         Config {
-            run_dir: self.folder.path().join("run"),
+            run_dir: self.folder.join("run"),
             qemu_binary: QEMU.into(),
             accel: Accel::Tcg,
             cgroup_parent: format!("haar-test-{}", self.id),
@@ -123,7 +131,7 @@ impl Bench {
     }
 
     pub fn console_log(&self) -> PathBuf {
-        self.folder.path().join("console.log")
+        self.folder.join("console.log")
     }
 
     pub fn spec(&self) -> Spec {
@@ -135,7 +143,7 @@ impl Bench {
             boot: Boot::Firmware,
             disks: vec![Disk {
                 id: "vol-0123456789abcdef0".into(),
-                path: self.folder.path().join("disk.raw"),
+                path: self.folder.join("disk.raw"),
                 format: DiskFormat::Raw,
                 read_only: false,
                 limits: DiskLimits::default(),
@@ -184,16 +192,19 @@ impl Bench {
 
     /// Asserts that nothing of the machine is left.
     pub fn assert_clean(&self) {
-        assert_eq!(self.processes(), [0; 0]);
-        assert_eq!(self.cgroups(), [PathBuf::new(); 0]);
+        assert_eq!(self.processes(), Vec::<u32>::new());
+        assert_eq!(self.cgroups(), Vec::<PathBuf>::new());
         let run: Vec<_> =
             fs::read_dir(self.config().run_dir).unwrap().map(|entry| entry.unwrap().path()).collect();
-        assert_eq!(run, [PathBuf::new(); 0]);
+        assert_eq!(run, Vec::<PathBuf>::new());
     }
 }
 
 impl Drop for Bench {
     fn drop(&mut self) {
+        if self.owned.is_none() {
+            return;
+        }
         // After a failed assertion; a machine of ours, found by its unique name.
         for pid in self.processes() {
             let _ = nix::sys::signal::kill(
@@ -236,4 +247,38 @@ pub async fn state_becomes(vm: &Vm, wanted: haar_vm::RunState) {
     let reached =
         tokio::time::timeout(Duration::from_secs(30), states.wait_for(|state| *state == wanted)).await;
     assert!(reached.is_ok(), "waited in vain for {wanted:?}; it is {:?}", vm.state());
+}
+
+/// What stands for a Linux kernel (Linux, Documentation/arch/x86/boot.rst): its real-mode part says its command line
+/// and then, as one digit, how many bytes its initial ramdisk has.
+pub fn write_kernel(path: &Path) {
+    #[rustfmt::skip]
+    const CODE: &[u8] = &[
+        0xfa,             // cli
+        0xb8, 0x00, 0x20, // mov ax, 0x2000: where QEMU puts the command line
+        0x8e, 0xd8,       // mov ds, ax
+        0x31, 0xf6,       // xor si, si
+        0xba, 0xf8, 0x03, // mov dx, 0x3f8
+        0xac,             // next: lodsb
+        0x84, 0xc0,       // test al, al
+        0x74, 0x03,       // jz end
+        0xee,             // out dx, al
+        0xeb, 0xf8,       // jmp next
+        0xb8, 0x00, 0x10, // end: mov ax, 0x1000: where QEMU puts this
+        0x8e, 0xd8,       // mov ds, ax
+        0xa0, 0x1c, 0x02, // mov al, [0x21c]: the ramdisk's size
+        0x04, b'0',       // add al, '0'
+        0xee,             // out dx, al
+        0xf4,             // hlt
+        0xeb, 0xfd,       // jmp to the hlt
+    ];
+    let mut image = vec![0; 4096];
+    image[0x1f1] = 1; // one sector after the first
+    image[0x200..0x202].copy_from_slice(&[0xeb, 0x3e]); // jmp 0x240
+    image[0x202..0x206].copy_from_slice(b"HdrS");
+    image[0x206..0x208].copy_from_slice(&[0x03, 0x02]); // protocol 2.03
+    image[0x211] = 1; // loaded high
+    image[0x22c..0x230].copy_from_slice(&0x37ff_ffffu32.to_le_bytes()); // the ramdisk's highest address
+    image[0x240..0x240 + CODE.len()].copy_from_slice(CODE);
+    fs::write(path, image).unwrap();
 }

@@ -1,11 +1,9 @@
-//! Machines in QEMU, under TCG: each test boots a boot sector of its own.
-
-mod guest;
+//! How a machine lives, and what is said when it does not.
 
 use std::fs;
 use std::path::Path;
 
-use guest::{Bench, state_becomes, type_in};
+use crate::guest::{Bench, state_becomes, type_in};
 use haar_vm::{Config, DiskFormat, Driver, Error, Event, Nic, RunState};
 
 #[tokio::test]
@@ -16,7 +14,7 @@ async fn starts_prints_and_leaves_nothing() {
     assert_eq!(vm.state(), RunState::Running);
     assert_eq!(vm.id(), bench.id);
     assert_eq!(bench.processes(), [vm.pid()]);
-    assert_eq!(driver.list().unwrap(), [bench.id.clone()]);
+    assert_eq!(driver.list().unwrap(), [bench.id.as_str()]);
     bench.console_reads("H").await;
     type_in(&vm, "xyz").await;
     bench.console_reads("Hxyz").await;
@@ -24,7 +22,7 @@ async fn starts_prints_and_leaves_nothing() {
     driver.remove(&bench.id).await.unwrap();
     assert!(matches!(vm.state(), RunState::Exited(exit) if exit.signal == Some(9)), "{:?}", vm.state());
     assert!(matches!(vm.powerdown().await, Err(Error::Gone)));
-    assert_eq!(driver.list().unwrap(), [""; 0]);
+    assert!(driver.list().unwrap().is_empty());
     assert!(driver.adopt(&bench.id).await.unwrap().is_none());
     bench.assert_clean();
     // Again, as a daemon does that was interrupted.
@@ -166,7 +164,7 @@ async fn two_machines_cannot_share_a_disk() {
     other.id = format!("{}b", bench.id);
     let error = driver.start(&other).await.unwrap_err();
     assert!(matches!(&error, Error::Qemu { stderr, .. } if stderr.contains("lock")), "{error}");
-    assert_eq!(driver.list().unwrap(), [bench.id.clone()]);
+    assert_eq!(driver.list().unwrap(), [bench.id.as_str()]);
     driver.remove(&bench.id).await.unwrap();
     bench.assert_clean();
 }
@@ -249,9 +247,9 @@ async fn bad_specifications_are_refused() {
 #[tokio::test]
 async fn a_full_host_pauses_the_guest() {
     let Some(bench) = Bench::new() else { return };
-    let Some(small) = SmallDisk::mount(&bench.folder.path().join("small"), 2 << 20) else { return };
+    let Some(small) = SmallDisk::mount(&bench.folder.join("small"), 2 << 20) else { return };
     let overlay = small.0.join("disk.qcow2");
-    let backing = bench.folder.path().join("disk.raw");
+    let backing = bench.folder.join("disk.raw");
     let made = std::process::Command::new("qemu-img")
         .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
         .args([&backing, &overlay])

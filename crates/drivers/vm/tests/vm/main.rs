@@ -1,0 +1,6 @@
+//! Machines in QEMU under TCG, whose guests are boot sectors of our own.
+
+mod crash;
+mod guest;
+mod hardware;
+mod machine;
