@@ -215,7 +215,7 @@ fn probe_raw(head: &[u8], length: u64, file: &File) -> std::result::Result<Probe
     if head.get(510..512) != Some(&[0x55, 0xaa]) {
         return Err("it is not a disk image: it has neither a known format nor a boot sector".into());
     }
-    if length % 512 != 0 {
+    if !length.is_multiple_of(512) {
         return Err(format!("its {length} bytes are not whole sectors of 512; it seems to be cut off"));
     }
     Ok(Probed { format: "raw", virtual_size: length })

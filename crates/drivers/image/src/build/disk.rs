@@ -80,7 +80,7 @@ pub(crate) fn install_grub(disk: &Path, boot: &Path, core: &Path) -> Result<()> 
     let mut boot_code = fs::read(boot).map_err(Error::io("read", boot))?;
     let mut core_code = fs::read(core).map_err(Error::io("read", core))?;
     let sectors = (core_code.len() as u64).div_ceil(SECTOR);
-    if boot_code.len() as u64 != SECTOR || sectors < 2 || sectors > ROOT_START - LOADER_START {
+    if boot_code.len() as u64 != SECTOR || !(2..=ROOT_START - LOADER_START).contains(&sectors) {
         return Err(Error::Packages("GRUB does not have the expected size".into()));
     }
     let file = File::options().read(true).write(true).open(disk).map_err(Error::io("open", disk))?;

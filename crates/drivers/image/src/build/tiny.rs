@@ -53,9 +53,6 @@ const FILES: &[(&str, u32, &str)] = &[
     ("etc/hosts", 0o644, "127.0.0.1 localhost\n"),
     ("etc/os-release", 0o644, include_str!("../../guest/tiny/os-release")),
     ("etc/acpi/PWRF/00000080", 0o755, include_str!("../../guest/tiny/power-button")),
-    ("usr/sbin/halt", 0o755, HALT),
-    ("usr/sbin/poweroff", 0o755, HALT),
-    ("usr/sbin/reboot", 0o755, HALT),
     ("usr/lib/haar/boot", 0o755, include_str!("../../guest/tiny/boot")),
     ("usr/lib/haar/hotplug", 0o755, include_str!("../../guest/tiny/hotplug")),
     ("usr/lib/haar/instance", 0o644, include_str!("../../guest/tiny/instance")),
@@ -64,9 +61,6 @@ const FILES: &[(&str, u32, &str)] = &[
     ("usr/lib/haar/shutdown", 0o755, include_str!("../../guest/tiny/shutdown")),
     ("usr/lib/haar/user-data", 0o755, include_str!("../../guest/tiny/user-data")),
 ];
-
-/// Every way to end the guest.
-const HALT: &str = include_str!("../../guest/tiny/halt");
 
 /// The first process of the guest, and the programs that it calls.
 const INIT_APPLETS: &[&str] = &["dd", "insmod", "mount", "poweroff", "sleep", "switch_root"];

@@ -1,4 +1,4 @@
-//! A laboratory for guests: a network namespace with a bridge, a DHCP server and a metadata service, and QEMU started the way
+//! A laboratory for guests: a network namespace with a bridge, DHCP, DNS and a metadata service, and QEMU started the way
 //! that the program starts it. Nothing of it is left when it is dropped.
 
 use std::collections::{BTreeMap, HashMap};
@@ -16,17 +16,21 @@ use std::time::{Duration, Instant};
 use haar_image::Image;
 use nix::sched::{CloneFlags, setns};
 
+/// Whether a program can be found.
+pub fn installed(program: &str) -> bool {
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).exists()))
+}
+
 /// Why guests cannot be tested here, if they cannot.
 pub fn obstacle() -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
         return Some("guests need root, for a network namespace".into());
     }
-    for program in ["qemu-system-x86_64", "qemu-img", "ip", "ssh", "ssh-keygen", "mke2fs", "dpkg-deb"] {
-        let found = std::env::var_os("PATH")
-            .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).exists()));
-        if !found {
-            return Some(format!("{program} is not installed"));
-        }
+    let programs =
+        ["qemu-system-x86_64", "qemu-img", "ip", "ssh", "ssh-keygen", "sftp", "mke2fs", "dpkg-deb"];
+    if let Some(missing) = programs.into_iter().find(|program| !installed(program)) {
+        return Some(format!("{missing} is not installed"));
     }
     (!Path::new("/dev/net/tun").exists()).then(|| "there is no /dev/net/tun".into())
 }
@@ -256,6 +260,10 @@ pub struct Start<'a> {
     /// Empty: the firmware does not say it.
     pub instance_id: &'a str,
     pub addresses: &'a [Ipv4Addr],
+    /// Another disk behind the root disk.
+    pub second_disk: Option<&'a Path>,
+    /// Whether a reboot of the guest ends QEMU.
+    pub end_at_reboot: bool,
 }
 
 /// A running guest.
@@ -276,15 +284,24 @@ impl Guest {
         let mut arguments = |text: String| {
             command.args(text.split(' '));
         };
-        arguments(
-            "-nodefaults -no-user-config -display none -machine q35,accel=tcg -cpu max -no-reboot".into(),
-        );
+        arguments("-nodefaults -no-user-config -display none -machine q35,accel=tcg -cpu max".into());
+        if start.end_at_reboot {
+            arguments("-no-reboot".into());
+        }
         arguments(format!("-smp {} -m {}", start.vcpus, start.memory));
         for port in 1..=4 + start.addresses.len() {
             arguments(format!("-device pcie-root-port,id=rp{port},chassis={port},bus=pcie.0"));
         }
         arguments(format!("-drive file={},if=none,id=root,format=qcow2", start.disk.display()));
-        arguments("-device virtio-blk-pci,drive=root,bus=rp1,serial=vol00000000000000001".into());
+        let boot = if start.image.kernel().is_some() { "" } else { ",bootindex=1" };
+        arguments(format!("-device virtio-blk-pci,drive=root,bus=rp1,serial=vol00000000000000001{boot}"));
+        if let Some(disk) = start.second_disk {
+            arguments(format!("-drive file={},if=none,id=second,format=qcow2", disk.display()));
+            let port = start.addresses.len() + 3;
+            arguments(format!(
+                "-device virtio-blk-pci,drive=second,bus=rp{port},serial=vol00000000000000002"
+            ));
+        }
         arguments("-device virtio-rng-pci,bus=rp2 -device pvpanic-pci".into());
         for (index, address) in start.addresses.iter().enumerate() {
             let tap = format!("t{number}.{index}");
@@ -340,6 +357,12 @@ impl Guest {
             writeln!(stream, "{{\"execute\": \"{execute}\"}}").unwrap();
             lines.next().unwrap().unwrap();
         }
+    }
+
+    /// Ends QEMU as a power failure ends a machine.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 
     /// Waits for QEMU to end by itself and returns how long that took.
