@@ -240,3 +240,134 @@ fn utf8(path: &Path) -> Result<&str, Error> {
         reason: format!("the path {} is not UTF-8", path.display()),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{DiskFormat, DiskLimits};
+
+    fn spec() -> Spec {
+        Spec {
+            id: "i-0123456789abcdef0".into(),
+            instance_type: "t3.micro".into(),
+            vcpus: 2,
+            memory_mib: 1024,
+            boot: Boot::Firmware,
+            disks: vec![Disk {
+                id: "vol-0123456789abcdef0".into(),
+                path: "/volumes/a,b.qcow2".into(),
+                format: DiskFormat::Qcow2,
+                read_only: false,
+                limits: DiskLimits { iops: 3000, bytes_per_second: 125 << 20 },
+            }],
+            nics: vec![Nic {
+                id: "eni-1".into(),
+                ifname: "tap".into(),
+                mac: [2, 0, 0, 0xab, 0, 1],
+                mtu: 9001,
+            }],
+            netns: None,
+            console_log: "/log,s/console".into(),
+            hotplug_slots: 2,
+        }
+    }
+
+    fn line(spec: &Spec, accel: Accel) -> Vec<String> {
+        let fds = Inherited { qmp: 10, console: 11, taps: vec![12] };
+        args(spec, accel, &fds).unwrap().into_iter().map(|argument| argument.into_string().unwrap()).collect()
+    }
+
+    /// The values of an option.
+    fn values(line: &[String], option: &str) -> Vec<String> {
+        line.windows(2).filter(|pair| pair[0] == option).map(|pair| pair[1].clone()).collect()
+    }
+
+    /// The JSON values of an option that have a property of this value.
+    fn objects(line: &[String], option: &str, key: &str, value: &str) -> Vec<Value> {
+        let all =
+            values(line, option).into_iter().filter_map(|text| serde_json::from_str::<Value>(&text).ok());
+        all.filter(|object| object[key] == value).collect()
+    }
+
+    #[test]
+    fn commas_stay_in_their_values() {
+        let mut spec = spec();
+        spec.instance_type = "t3,type=0".into();
+        let line = line(&spec, Accel::Tcg);
+        assert!(values(&line, "-smbios").iter().any(|text| text.contains("product=t3,,type=0,")));
+        assert!(values(&line, "-chardev").iter().any(|text| text.contains("logfile=/log,,s/console,")));
+        let disk = &objects(&line, "-blockdev", "node-name", "vol-0123456789abcdef0")[0];
+        assert_eq!(disk["file"]["file"]["filename"], "/volumes/a,b.qcow2");
+    }
+
+    #[test]
+    fn disks_carry_their_id_and_limits() {
+        let line = line(&spec(), Accel::Tcg);
+        let device = &objects(&line, "-device", "driver", "virtio-blk-pci")[0];
+        assert_eq!(device["serial"], "vol0123456789abcdef0");
+        let node = &objects(&line, "-blockdev", "driver", "throttle")[0];
+        assert_eq!(device["drive"], node["node-name"]);
+        let group = &objects(&line, "-object", "qom-type", "throttle-group")[0];
+        assert_eq!(group["id"], node["throttle-group"]);
+        assert_eq!(group["limits"], json!({ "iops-total": 3000, "bps-total": 131_072_000 }));
+
+        let mut free = spec();
+        free.disks[0].limits = DiskLimits::default();
+        free.disks[0].read_only = true;
+        let line = self::line(&free, Accel::Tcg);
+        let node = &objects(&line, "-blockdev", "driver", "qcow2")[0];
+        assert_eq!((&node["read-only"], &node["file"]["read-only"]), (&json!(true), &json!(true)));
+        assert!(objects(&line, "-object", "qom-type", "throttle-group").is_empty());
+    }
+
+    #[test]
+    fn every_device_has_a_port_and_some_are_spare() {
+        let line = line(&spec(), Accel::Tcg);
+        let ports: Vec<Value> = objects(&line, "-device", "driver", "pcie-root-port");
+        assert_eq!(ports.len(), 4);
+        let used = [("virtio-blk-pci", 0), ("virtio-net-pci", 1)];
+        for (driver, port) in used {
+            assert_eq!(objects(&line, "-device", "driver", driver)[0]["bus"], ports[port]["id"]);
+        }
+        let mut many = spec();
+        many.hotplug_slots = 32;
+        let line = self::line(&many, Accel::Tcg);
+        let mut addresses: Vec<String> = objects(&line, "-device", "driver", "pcie-root-port")
+            .iter()
+            .map(|port| port["addr"].to_string())
+            .collect();
+        addresses.dedup();
+        assert_eq!(addresses.len(), 34);
+    }
+
+    #[test]
+    fn interfaces_are_the_open_taps() {
+        let line = line(&spec(), Accel::Tcg);
+        assert_eq!(values(&line, "-netdev"), ["tap,id=eni-1,fd=12"]);
+        let device = &objects(&line, "-device", "driver", "virtio-net-pci")[0];
+        assert_eq!((&device["mac"], &device["host_mtu"]), (&json!("02:00:00:ab:00:01"), &json!(9001)));
+    }
+
+    #[test]
+    fn accelerators_differ() {
+        let kvm = line(&spec(), Accel::Kvm);
+        assert_eq!((values(&kvm, "-accel"), values(&kvm, "-cpu")), (vec!["kvm".into()], vec!["host".into()]));
+        let tcg = line(&spec(), Accel::Tcg);
+        assert_eq!(values(&tcg, "-accel"), ["tcg,thread=multi,tb-size=256"]);
+    }
+
+    #[test]
+    fn the_system_is_known_as_ec2() {
+        let uuid = system_uuid("i-0123456789abcdef0");
+        assert_eq!(uuid, system_uuid("i-0123456789abcdef0"));
+        assert_ne!(uuid, system_uuid("i-0123456789abcdef1"));
+        assert!(uuid.starts_with("ec2"));
+        let lengths: Vec<usize> = uuid.split('-').map(str::len).collect();
+        assert_eq!(lengths, [8, 4, 4, 4, 12]);
+        assert_eq!(&uuid[14..15], "8");
+        assert!(matches!(&uuid[19..20], "8" | "9" | "a" | "b"));
+        let smbios = values(&line(&spec(), Accel::Tcg), "-smbios");
+        assert!(smbios.iter().any(|text| text.contains(&format!("serial={uuid},uuid={uuid}"))));
+        assert!(smbios.iter().any(|text| text == "type=3,manufacturer=Amazon EC2,asset=Amazon EC2"));
+    }
+}

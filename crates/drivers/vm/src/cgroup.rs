@@ -315,3 +315,100 @@ fn kill_members(group: &Path) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V1: &str = "\
+30 22 0:26 / /sys/fs/cgroup ro,nosuid shared:9 - tmpfs tmpfs ro,mode=755
+31 30 0:27 / /sys/fs/cgroup/systemd rw,nosuid shared:10 - cgroup cgroup rw,xattr,name=systemd
+32 30 0:28 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:11 - cgroup cgroup rw,cpu,cpuacct
+33 30 0:29 / /sys/fs/cgroup/memory rw,nosuid shared:12 - cgroup cgroup rw,memory
+34 30 0:30 / /sys/fs/cgroup/freezer rw,nosuid - cgroup cgroup rw,freezer
+35 30 0:31 / /sys/fs/cgroup/pids rw,nosuid shared:13 master:2 - cgroup cgroup rw,pids
+";
+    const V2: &str = "30 22 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+
+    fn tree(mount: &str, version: Version, controllers: &[Controller]) -> Tree {
+        Tree { mount: mount.into(), version, controllers: controllers.to_vec() }
+    }
+
+    #[test]
+    fn trees_are_found() {
+        let v1 = [
+            tree("/sys/fs/cgroup/systemd", Version::One, &[]),
+            tree("/sys/fs/cgroup/cpu,cpuacct", Version::One, &[Controller::Cpu]),
+            tree("/sys/fs/cgroup/memory", Version::One, &[Controller::Memory]),
+            tree("/sys/fs/cgroup/pids", Version::One, &[Controller::Pids]),
+        ];
+        assert_eq!(trees(V1), v1);
+        let v2 = tree("/sys/fs/cgroup", Version::Two, &Controller::ALL);
+        assert_eq!(trees(V2), [v2.clone()]);
+        let mut both = v1.to_vec();
+        both.push(v2);
+        assert_eq!(trees(&format!("{V1}{V2}")), both);
+        // A container sees a tree twice.
+        assert_eq!(trees(&format!("{V1}{V1}")), v1);
+        assert_eq!(trees("nonsense\n - \n30 22 - cgroup\n"), []);
+    }
+
+    #[test]
+    fn limits_are_written_as_the_kernel_wants_them() {
+        let limits = Limits { cpu_millis: 2500, cpu_weight: 2, memory_bytes: 1 << 30, pids: 130 };
+        assert_eq!(
+            settings(Version::Two, Controller::Cpu, &limits),
+            [("cpu.max", "250000 100000".to_owned()), ("cpu.weight", "200".to_owned())]
+        );
+        let most = Limits { cpu_millis: 255_500, cpu_weight: 255, memory_bytes: 1 << 46, pids: 400 };
+        assert_eq!(settings(Version::Two, Controller::Cpu, &most)[1].1, "10000");
+        assert_eq!(settings(Version::One, Controller::Cpu, &most)[2].1, "261120");
+    }
+
+    /// Whatever trees this host has: a process is born into a group that limits it, and goes with it.
+    #[tokio::test]
+    async fn a_process_is_in_its_group_until_that_is_removed() {
+        let cgroups = Cgroups::detect(&format!("haar-unit-{}", std::process::id())).unwrap();
+        if cgroups.trees.is_empty() {
+            eprintln!("skipped: no control group can be made here");
+            return;
+        }
+        let limits = Limits { cpu_millis: 1500, cpu_weight: 1, memory_bytes: 64 << 20, pids: 7 };
+        let group = cgroups.create("i-1", &limits).unwrap();
+        let null = OpenOptions::new().read(true).write(true).open("/dev/null").unwrap();
+        let pid_file = tempfile::tempfile().unwrap();
+        let program = crate::spawn::Program {
+            path: c"/bin/sleep".into(),
+            arguments: vec![c"sleep".into(), c"600".into()],
+            keep: &[],
+            input: &null,
+            output: &null,
+            pid_file: &pid_file,
+            group: &group,
+        };
+        let (pid, _pidfd) = crate::spawn::spawn(&program).unwrap();
+        let mut written = String::new();
+        std::io::Seek::rewind(&mut &pid_file).unwrap();
+        std::io::Read::read_to_string(&mut &pid_file, &mut written).unwrap();
+        assert_eq!(written, format!("{}\n", pid.as_raw_nonzero()));
+
+        assert_eq!(cgroups.list().unwrap().first().unwrap(), "i-1");
+        for tree in &cgroups.trees {
+            let dir = tree.mount.join(&cgroups.parent).join("i-1");
+            assert_eq!(fs::read_to_string(dir.join("cgroup.procs")).unwrap(), written, "{}", dir.display());
+            for controller in &tree.controllers {
+                for (file, value) in settings(tree.version, *controller, &limits) {
+                    assert_eq!(fs::read_to_string(dir.join(file)).unwrap().trim(), value, "{file}");
+                }
+            }
+        }
+        cgroups.remove("i-1").await.unwrap();
+        let ended =
+            rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()).unwrap().unwrap();
+        assert_eq!(ended.1.terminating_signal(), Some(9));
+        cgroups.remove("i-1").await.unwrap();
+        for tree in &cgroups.trees {
+            assert!(!tree.mount.join(&cgroups.parent).exists());
+        }
+    }
+}

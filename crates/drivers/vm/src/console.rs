@@ -49,3 +49,48 @@ pub(crate) fn release_beginning(path: &Path) -> io::Result<()> {
     let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     Ok(fallocate(&file, punch, 0, length)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn a_flooded_log_gives_room_back_and_keeps_its_end() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut log = OpenOptions::new().append(true).open(file.path()).unwrap();
+        let line = |number: u64| format!("{number:015}\n");
+        let lines = (6 << 20) / 16;
+        for number in 0..lines {
+            log.write_all(line(number).as_bytes()).unwrap();
+        }
+        // Allocation is what counts.
+        log.sync_all().unwrap();
+        release_beginning(file.path()).unwrap();
+        let metadata = file.as_file().metadata().unwrap();
+        assert_eq!(metadata.len(), 6 << 20);
+        assert!(metadata.blocks() * 512 <= KEPT + (64 << 10), "{} bytes stay", metadata.blocks() * 512);
+        // QEMU goes on where it was.
+        log.write_all(b"end").unwrap();
+        assert_eq!(tail(file.path(), 19).unwrap(), format!("{}end", line(lines - 1)).as_bytes());
+        let kept = tail(file.path(), u64::MAX).unwrap();
+        assert_eq!(kept.len() as u64, KEPT);
+        assert!(!kept.contains(&0));
+    }
+
+    #[test]
+    fn a_small_log_is_left_alone() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "x".repeat(2 << 20)).unwrap();
+        release_beginning(file.path()).unwrap();
+        assert_eq!(std::fs::read(file.path()).unwrap(), "x".repeat(2 << 20).as_bytes());
+    }
+
+    #[test]
+    fn no_log_is_an_empty_one() {
+        let missing = Path::new("/nonexistent/console.log");
+        assert_eq!(tail(missing, 10).unwrap(), b"");
+        release_beginning(missing).unwrap();
+        assert!(tail(Path::new("/"), 10).is_err());
+    }
+}

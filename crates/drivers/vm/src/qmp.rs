@@ -153,3 +153,122 @@ async fn message(read: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Value> {
         Some(_) => Err(io::ErrorKind::UnexpectedEof.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::Lines;
+    use tokio::net::unix::OwnedReadHalf;
+    use tokio::sync::mpsc;
+
+    const GREETING: &str = r#"{"QMP": {"version": {}, "capabilities": []}}"#;
+
+    /// What stands for QEMU.
+    struct Server {
+        lines: Lines<BufReader<OwnedReadHalf>>,
+        writer: OwnedWriteHalf,
+    }
+
+    impl Server {
+        async fn say(&mut self, line: &str) {
+            self.writer.write_all(format!("{line}\r\n").as_bytes()).await.unwrap();
+        }
+
+        /// The next command's name and number.
+        async fn heard(&mut self) -> (String, u64) {
+            let line = self.lines.next_line().await.unwrap().unwrap();
+            let command: Value = serde_json::from_str(&line).unwrap();
+            (command["execute"].as_str().unwrap().to_owned(), command["id"].as_u64().unwrap())
+        }
+    }
+
+    /// A connection past its handshake, and the events that come.
+    async fn connect() -> (Qmp, Server, mpsc::UnboundedReceiver<(String, Value)>) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (read, writer) = theirs.into_split();
+        let mut server = Server { lines: BufReader::new(read).lines(), writer };
+        server.say(GREETING).await;
+        let (seen, events) = mpsc::unbounded_channel();
+        let handshake =
+            Qmp::handshake(ours, move |name, data| seen.send((name.to_owned(), data.clone())).unwrap());
+        let answer = async {
+            let (command, id) = server.heard().await;
+            assert_eq!(command, "qmp_capabilities");
+            server.say(&format!(r#"{{"return": {{}}, "id": {id}}}"#)).await;
+            server
+        };
+        let (qmp, server) = tokio::join!(handshake, answer);
+        (qmp.unwrap(), server, events)
+    }
+
+    #[tokio::test]
+    async fn answers_find_their_commands_among_events() {
+        let (qmp, mut server, mut events) = connect().await;
+        let serve = async {
+            let (first, a) = server.heard().await;
+            let (second, b) = server.heard().await;
+            assert_eq!([first, second], ["one", "two"]);
+            server.say(r#"{"event": "RESET", "data": {"guest": true}}"#).await;
+            server
+                .say(&format!(r#"{{"error": {{"class": "GenericError", "desc": "not now"}}, "id": {b}}}"#))
+                .await;
+            server.say(r#"{"return": "nobody asked", "id": 999}"#).await;
+            server.say(&format!(r#"{{"return": 7, "id": {a}}}"#)).await;
+        };
+        let (one, two, ()) =
+            tokio::join!(qmp.execute("one", json!({})), qmp.execute("two", json!({})), serve);
+        assert_eq!(one.unwrap(), json!(7));
+        let error = two.unwrap_err();
+        assert!(
+            matches!(&error, Error::Refused { command, desc } if command == "two" && desc == "not now"),
+            "{error}"
+        );
+        assert_eq!(events.recv().await.unwrap(), ("RESET".to_owned(), json!({ "guest": true })));
+    }
+
+    #[tokio::test]
+    async fn a_lost_connection_is_told_at_once() {
+        let (qmp, server, _events) = connect().await;
+        let (answer, ()) = tokio::join!(qmp.execute("quit", json!({})), async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            drop(server);
+        });
+        assert!(matches!(answer, Err(Error::Gone)));
+        assert!(matches!(qmp.execute("again", json!({})).await, Err(Error::Gone)));
+    }
+
+    #[tokio::test]
+    async fn nonsense_ends_the_connection() {
+        let endless = "x".repeat(MAX_MESSAGE as usize + 1);
+        for nonsense in ["{", "[1, 2", endless.as_str()] {
+            let (qmp, mut server, _events) = connect().await;
+            let (answer, ()) = tokio::join!(qmp.execute("one", json!({})), async {
+                // The reader may leave before the end.
+                let _ = server.writer.write_all(format!("{nonsense}\n").as_bytes()).await;
+            });
+            assert!(matches!(answer, Err(Error::Gone)), "{}", &nonsense[..1]);
+        }
+        // What is merely not understood is passed over.
+        let (qmp, mut server, _events) = connect().await;
+        let serve = async {
+            let (_, id) = server.heard().await;
+            for odd in ["null", "[]", r#"{"event": 5}"#, r#"{"id": "x"}"#, r#"{"unheard": "of"}"#] {
+                server.say(odd).await;
+            }
+            server.say(&format!(r#"{{"return": {{}}, "id": {id}}}"#)).await;
+        };
+        let (answer, ()) = tokio::join!(qmp.execute("one", json!({})), serve);
+        assert_eq!(answer.unwrap(), json!({}));
+    }
+
+    #[tokio::test]
+    async fn who_does_not_greet_is_not_qemu() {
+        for (said, gone) in [("", true), ("{\"QMP\"", true), ("{}\n", false), ("hello\n", false)] {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            theirs.write_all(said.as_bytes()).await.unwrap();
+            drop(theirs);
+            let error = Qmp::handshake(ours, |_, _| {}).await.unwrap_err();
+            assert_eq!(matches!(error, Error::Gone), gone, "{said:?}: {error}");
+        }
+    }
+}

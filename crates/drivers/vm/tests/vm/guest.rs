@@ -10,7 +10,10 @@ use haar_vm::{Accel, Boot, Config, Disk, DiskFormat, DiskLimits, Driver, Spec, V
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 
-pub const QEMU: &str = "/usr/bin/qemu-system-x86_64";
+/// The QEMU to test with: the distribution's, or the one that `HAAR_TEST_QEMU` names.
+pub fn qemu() -> PathBuf {
+    std::env::var_os("HAAR_TEST_QEMU").map_or_else(|| "/usr/bin/qemu-system-x86_64".into(), PathBuf::from)
+}
 
 /// Says `H` when it runs, and `P` before it powers off, as the power button or the byte `p` asks. `r` resets it, `k`
 /// makes it panic, `w` writes a sector to its disk, each time 64 KiB further, and says `W`, or `E` if it failed. It
@@ -100,8 +103,8 @@ pub struct Bench {
 impl Bench {
     /// Nothing if QEMU is not here.
     pub fn new() -> Option<Bench> {
-        if !Path::new(QEMU).exists() {
-            eprintln!("skipped: there is no {QEMU}");
+        if !qemu().exists() {
+            eprintln!("skipped: there is no {}", qemu().display());
             return None;
         }
         static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -120,7 +123,7 @@ impl Bench {
     pub fn config(&self) -> Config {
         Config {
             run_dir: self.folder.join("run"),
-            qemu_binary: QEMU.into(),
+            qemu_binary: qemu(),
             accel: Accel::Tcg,
             cgroup_parent: format!("haar-test-{}", self.id),
         }
