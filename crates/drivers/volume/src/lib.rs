@@ -169,7 +169,7 @@ impl Driver {
 
     async fn create(&self, id: &str, size: u64, image: Option<(&Path, Format)>) -> Result<Volume, Error> {
         let path = self.path(id)?;
-        if size == 0 || size % 512 != 0 || size > MAX_SIZE {
+        if size == 0 || !size.is_multiple_of(512) || size > MAX_SIZE {
             return Err(Error::InvalidSize(size));
         }
         if let Some(volume) = self.info(id)? {
@@ -178,7 +178,12 @@ impl Driver {
         }
         let new = self.temporary(id);
         let made = match self.make(&new, size, image).await {
-            Ok(()) => self.publish(&new, &path),
+            Ok(()) => {
+                let (driver, new) = (self.clone(), new.clone());
+                // Storage may take its time.
+                let published = tokio::task::spawn_blocking(move || driver.publish(&new, &path)).await;
+                published.unwrap_or_else(|error| Err(at("make", &self.dir)(io::Error::other(error))))
+            }
             Err(error) => Err(error),
         };
         // If it stays, it has a name that the next driver removes.

@@ -1,0 +1,259 @@
+//! Volumes as `qemu-img` sees them.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use haar_volume::{Driver, Error, Format};
+use serde_json::Value;
+
+const MIB: u64 = 1 << 20;
+
+/// A folder with a driver's folder and an image of 1 MiB in it.
+struct Bench {
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    /// Nothing if `qemu-img` is not here.
+    fn new() -> Option<Bench> {
+        if Command::new("qemu-img").arg("--version").output().is_err() {
+            eprintln!("skipped: there is no qemu-img");
+            return None;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("image.raw"), pattern()).unwrap();
+        Some(Bench { folder })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().canonicalize().unwrap().join(name)
+    }
+
+    fn driver(&self) -> Driver {
+        Driver::new(self.path("volumes")).unwrap()
+    }
+
+    /// What is in the driver's folder.
+    fn files(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.path("volumes")).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+}
+
+fn pattern() -> Vec<u8> {
+    (0..MIB).map(|at| (at / 512 % 251) as u8).collect()
+}
+
+fn qemu_img(arguments: &[&str], path: &Path) -> String {
+    let output = Command::new("qemu-img").args(arguments).arg(path).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The disk's contents, as a guest reads them.
+fn contents(path: &Path) -> Vec<u8> {
+    let raw = path.with_extension("out");
+    let converted =
+        Command::new("qemu-img").args(["convert", "-O", "raw"]).args([path, &raw]).status().unwrap();
+    assert!(converted.success());
+    let bytes = fs::read(&raw).unwrap();
+    fs::remove_file(&raw).unwrap();
+    bytes
+}
+
+#[tokio::test]
+async fn an_overlay_begins_as_its_image_and_is_larger() {
+    let Some(bench) = Bench::new() else { return };
+    let driver = bench.driver();
+    let image = bench.path("image.raw");
+    let volume = driver.create_overlay("vol-1", &image, Format::Raw, 3 * MIB).await.unwrap();
+    assert_eq!(volume.path, bench.path("volumes/vol-1.qcow2"));
+    assert_eq!((volume.size, volume.backing.as_deref()), (3 * MIB, Some(image.as_path())));
+    assert!(volume.allocated < MIB, "it takes {} bytes", volume.allocated);
+    let mut wanted = pattern();
+    wanted.resize(3 << 20, 0);
+    assert!(contents(&volume.path) == wanted);
+    qemu_img(&["check", "-q"], &volume.path);
+
+    // An overlay is an image, too.
+    let above = driver.create_overlay("vol-2", &volume.path, Format::Qcow2, 3 * MIB).await.unwrap();
+    assert!(contents(&above.path) == wanted);
+    assert_eq!(driver.list().unwrap(), ["vol-1", "vol-2"]);
+}
+
+#[tokio::test]
+async fn our_reading_is_that_of_qemu() {
+    let Some(bench) = Bench::new() else { return };
+    let driver = bench.driver();
+    let name = bench.path("an image, with: odd \"name\".raw");
+    fs::copy(bench.path("image.raw"), &name).unwrap();
+    let mut volumes = vec![
+        driver.create_empty("vol-e", 64 << 40).await.unwrap(),
+        driver.create_empty("vol-s", 512).await.unwrap(),
+        driver.create_overlay("vol-o", &name, Format::Raw, MIB).await.unwrap(),
+    ];
+    // Version 2, which other tools write.
+    let old = Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2", "-o", "compat=0.10"])
+        .arg(driver.path("vol-old").unwrap())
+        .arg("5M")
+        .status();
+    assert!(old.unwrap().success());
+    volumes.push(driver.info("vol-old").unwrap().unwrap());
+    for volume in volumes {
+        let info: Value = serde_json::from_str(&qemu_img(&["info", "--output=json"], &volume.path)).unwrap();
+        assert_eq!(info["format"], "qcow2");
+        assert_eq!(info["virtual-size"], volume.size);
+        assert_eq!(info["actual-size"], volume.allocated);
+        assert_eq!(
+            info.get("full-backing-filename").and_then(Value::as_str).map(Path::new),
+            volume.backing.as_deref()
+        );
+    }
+}
+
+#[tokio::test]
+async fn making_and_removing_may_be_repeated() {
+    let Some(bench) = Bench::new() else { return };
+    let driver = bench.driver();
+    let image = bench.path("image.raw");
+    let volume = driver.create_overlay("vol-1", &image, Format::Raw, 2 * MIB).await.unwrap();
+    let inode = fs::metadata(&volume.path).unwrap().ino();
+    assert_eq!(driver.create_overlay("vol-1", &image, Format::Raw, 2 * MIB).await.unwrap(), volume);
+    assert_eq!(fs::metadata(&volume.path).unwrap().ino(), inode);
+    let larger = driver.create_overlay("vol-1", &image, Format::Raw, 3 * MIB).await;
+    assert!(matches!(larger, Err(Error::Conflict(_))));
+    let other = driver.create_empty("vol-1", 2 * MIB).await;
+    assert!(matches!(other, Err(Error::Conflict(_))));
+    assert_eq!(driver.info("vol-1").unwrap(), Some(volume));
+
+    driver.remove("vol-1").unwrap();
+    driver.remove("vol-1").unwrap();
+    assert_eq!(driver.info("vol-1").unwrap(), None);
+    assert!(bench.files().is_empty());
+    assert!(image.exists());
+}
+
+#[tokio::test]
+async fn makers_at_the_same_time_make_one_volume() {
+    let Some(bench) = Bench::new() else { return };
+    let driver = bench.driver();
+    let create = || driver.create_empty("vol-1", MIB);
+    let (a, b, c, d) = tokio::join!(create(), create(), create(), create());
+    for volume in [a, b, c, d] {
+        assert_eq!(volume.unwrap().size, MIB);
+    }
+    assert_eq!(bench.files(), ["vol-1.qcow2"]);
+    assert_eq!(fs::metadata(driver.path("vol-1").unwrap()).unwrap().nlink(), 1);
+}
+
+#[tokio::test]
+async fn what_a_killed_maker_left_is_removed() {
+    let Some(bench) = Bench::new() else { return };
+    let driver = bench.driver();
+    driver.create_empty("vol-1", MIB).await.unwrap();
+    let half = bench.path("volumes/.new-vol-2-1-0");
+    fs::write(&half, "half").unwrap();
+    // Killed between giving the volume its name and taking the other away.
+    fs::hard_link(driver.path("vol-1").unwrap(), bench.path("volumes/.new-vol-1-1-0")).unwrap();
+    assert_eq!(driver.list().unwrap(), ["vol-1"]);
+    let driver = bench.driver();
+    assert_eq!(bench.files(), ["vol-1.qcow2"]);
+    qemu_img(&["check", "-q"], &driver.path("vol-1").unwrap());
+}
+
+#[tokio::test]
+async fn bad_wishes_are_refused() {
+    let Some(bench) = Bench::new() else { return };
+    let driver = bench.driver();
+    let image = bench.path("image.raw");
+    let long = "v".repeat(65);
+    for id in ["", "../vol", "Vol-1", "vol 1", "vol/1", "-vol", ".new-1", &long] {
+        assert!(matches!(driver.create_empty(id, MIB).await, Err(Error::InvalidId(_))), "{id}");
+        assert!(matches!(driver.remove(id), Err(Error::InvalidId(_))), "{id}");
+    }
+    for size in [0, 1, MIB + 1, (64 << 40) + 512, u64::MAX] {
+        assert!(matches!(driver.create_empty("vol-1", size).await, Err(Error::InvalidSize(_))), "{size}");
+    }
+    let smaller = driver.create_overlay("vol-1", &image, Format::Raw, MIB - 512).await;
+    assert!(matches!(smaller, Err(Error::SmallerThanImage { size: 1_048_064, image: 1_048_576 })));
+
+    let huge_name = bench.path("huge-name.qcow2");
+    let mut header = b"QFI\xfb\0\0\0\x03\0\0\0\0\0\0\x01\0\xff\xff\xff\xff".to_vec();
+    header.resize(512, 0);
+    fs::write(&huge_name, header).unwrap();
+    let short = bench.path("short.qcow2");
+    fs::write(&short, b"QFI\xfb").unwrap();
+    let bad = [
+        (bench.path("missing"), Format::Raw),
+        (bench.path("missing"), Format::Qcow2),
+        (bench.path("volumes"), Format::Raw),
+        (image, Format::Qcow2),
+        (short, Format::Qcow2),
+        (huge_name, Format::Qcow2),
+    ];
+    for (path, format) in bad {
+        let error = driver.create_overlay("vol-1", &path, format, MIB).await.unwrap_err();
+        assert!(matches!(error, Error::BadImage { .. }), "{error}");
+        assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+    }
+    assert!(bench.files().is_empty());
+}
+
+#[tokio::test]
+async fn a_spoilt_volume_is_told() {
+    let Some(bench) = Bench::new() else { return };
+    let driver = bench.driver();
+    let volume = driver.create_empty("vol-1", MIB).await.unwrap();
+    fs::write(&volume.path, "spoilt, but longer than the head of a qcow2 file").unwrap();
+    assert!(matches!(driver.info("vol-1"), Err(Error::BadImage { .. })));
+    assert!(matches!(driver.create_empty("vol-1", MIB).await, Err(Error::BadImage { .. })));
+    driver.remove("vol-1").unwrap();
+    driver.create_empty("vol-1", MIB).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_full_host_is_called_full() {
+    let Some(bench) = Bench::new() else { return };
+    let small = bench.path("volumes");
+    fs::create_dir(&small).unwrap();
+    let flags = nix::mount::MsFlags::empty();
+    if let Err(error) = nix::mount::mount(Some("tmpfs"), &small, Some("tmpfs"), flags, Some("size=64k")) {
+        eprintln!("skipped: cannot mount: {error}");
+        return;
+    }
+    let driver = bench.driver();
+    let empty = driver.create_empty("vol-1", 1 << 30).await;
+    let overlay = driver.create_overlay("vol-2", &bench.path("image.raw"), Format::Raw, 1 << 30).await;
+    let files = bench.files();
+    drop(driver);
+    nix::mount::umount2(&small, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    for result in [empty, overlay] {
+        let error = result.unwrap_err();
+        assert!(matches!(&error, Error::NoSpace(path) if *path == small), "{error}");
+    }
+    assert!(files.is_empty(), "{files:?}");
+}
+
+/// Run by the next test, in a process that has no programs.
+#[tokio::test]
+#[ignore = "run by another test, in a process of its own"]
+async fn without_programs() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = Driver::new(folder.path()).unwrap().create_empty("vol-1", MIB).await.unwrap_err();
+    assert!(matches!(error, Error::ToolMissing), "{error}");
+    println!("it is missing");
+}
+
+#[test]
+fn a_missing_tool_is_named() {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["without_programs", "--exact", "--ignored", "--nocapture"])
+        .env("PATH", "/nonexistent")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("it is missing"));
+}
