@@ -264,8 +264,8 @@ def test_what_is_not_http_is_dropped(simulated, request_bytes):
             connection.shutdown(socket.SHUT_WR)
             while connection.recv(65536):
                 pass
-        except ConnectionError:
-            pass
+        except OSError:
+            pass  # closed, perhaps before we were done
     assert call(simulated, "DescribeRegions").status == 200
 
 
@@ -366,7 +366,7 @@ def test_a_page_token_of_nobody_is_refused(sim):
 @pytest.mark.parametrize("number", [0, 4, 1001, -1])
 def test_page_sizes_beyond_the_limits_are_refused(sim, number):
     with pytest.raises(ClientError) as error:
-        sim.meta.client.describe_instances(MaxResults=number)
+        sim.describe_instances(MaxResults=number)
     assert code(error) == "InvalidParameterValue"
 
 

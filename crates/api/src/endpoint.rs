@@ -282,6 +282,7 @@ fn decode(model: &'static ServiceModel, parts: &Parts, body: Bytes) -> Result<(u
             text.push(b'&');
             text.extend_from_slice(&body);
             let form = Form::parse(&text)?;
+            check_version(model, form.get("Version"))?;
             let action = form.get("Action").filter(|action| !action.is_empty()).map(str::to_owned);
             let action = action.ok_or_else(|| {
                 Error::new("MissingAction", "The request must contain the parameter Action")
@@ -314,6 +315,18 @@ fn decode(model: &'static ServiceModel, parts: &Parts, body: Bytes) -> Result<(u
     };
     validate::check(&input, model.operations[index].input, model)?;
     Ok((index, input))
+}
+
+/// Refuses a version of the API that there never was; earlier ones have the same operations.
+fn check_version(model: &ServiceModel, version: Option<&str>) -> Result<(), Error> {
+    let Some(version) = version else { return Ok(()) };
+    let is_date = version.len() == 10
+        && version.bytes().zip(*b"0000-00-00").all(|(c, shape)| if shape == b'-' { c == b'-' } else { c.is_ascii_digit() });
+    if is_date && version <= model.api_version {
+        return Ok(());
+    }
+    let message = format!("The requested version ({}) of service {} does not exist", clip(version), model.name);
+    Err(Error::new("NoSuchVersion", message))
 }
 
 /// The operation of this name; none when AWS does not know it, an error when only haar does not.

@@ -5,7 +5,7 @@ use haar_core::FilterTable;
 use haar_records::ec2::{Volume, VolumeState};
 
 use crate::describe::{Kind, Request};
-use crate::error::Result;
+use crate::error::{Result, combination};
 use crate::handlers::Handlers;
 use crate::{ids, model, tags, zones};
 
@@ -58,6 +58,9 @@ pub async fn describe_volumes(
     input: model::DescribeVolumesRequest,
 ) -> Result<model::DescribeVolumesResult> {
     let snapshot = handlers.store.snapshot();
+    if input.max_results.is_some() && !input.volume_ids.is_empty() {
+        return Err(combination("The parameter volumeSet cannot be used with the parameter maxResults"));
+    }
     let request = Request {
         ids: &input.volume_ids,
         filters: &input.filters,

@@ -10,7 +10,7 @@ use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION};
 use haar_store::{Entry, Snapshot};
 
 use crate::describe::{Kind, Request};
-use crate::error::Result;
+use crate::error::{Result, combination};
 use crate::handlers::Handlers;
 use crate::{dns, ids, images, model, network_interfaces, tags, zones};
 
@@ -445,6 +445,9 @@ pub async fn describe_instances(
     input: model::DescribeInstancesRequest,
 ) -> Result<model::DescribeInstancesResult> {
     let snapshot = handlers.store.snapshot();
+    if input.max_results.is_some() && !input.instance_ids.is_empty() {
+        return Err(combination("The parameter instancesSet cannot be used with the parameter maxResults"));
+    }
     let request = Request {
         ids: &input.instance_ids,
         filters: &input.filters,
@@ -513,6 +516,9 @@ pub async fn describe_instance_status(
             name: Some("instance-state-name".to_owned()),
             values: vec![InstanceState::Running.as_str().to_owned()],
         });
+    }
+    if input.max_results.is_some() && !input.instance_ids.is_empty() {
+        return Err(combination("The parameter instancesSet cannot be used with the parameter maxResults"));
     }
     let request = Request {
         ids: &input.instance_ids,

@@ -78,9 +78,10 @@ pub async fn run_instances(
 }
 
 fn plan(scope: Scope<'_>, tx: &mut Tx, input: &model::RunInstancesRequest) -> Result<Plan> {
-    let image = images::launchable(tx, input.image_id.as_deref().ok_or_else(|| missing("ImageId"))?)?;
+    let image_id = input.image_id.as_deref().ok_or_else(|| missing("ImageId"))?;
     let type_name = input.instance_type.as_deref().unwrap_or(DEFAULT_INSTANCE_TYPE);
     let instance_type = known_type(type_name)?;
+    let image = images::launchable(tx, image_id)?;
     let key = match input.key_name.as_deref() {
         Some(name) => {
             let key = key_pairs::find_by_name(tx, scope, name)?;
