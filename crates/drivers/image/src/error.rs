@@ -97,6 +97,9 @@ pub enum Error {
         /// The names that there are.
         known: String,
     },
+    /// Building makes files that belong to root.
+    #[error("building an image needs root")]
+    NeedsRoot,
     /// The machine's package sources do not lead to what a recipe needs.
     #[error("cannot build from the packages of this machine: {0}")]
     Packages(String),

@@ -84,7 +84,11 @@ impl Apt {
         let mut command = self.command("apt-get");
         command.args(["-o", "APT::Update::Error-Mode=any", "-o", "APT::Status-Fd=1", "update"]);
         match tool::run_lines(&mut command, "apt", Stream::Output, |line| report_download(line, progress)) {
-            Ok(()) => fs::write(&stamp, "").map_err(Error::io("write", &stamp)),
+            Ok(()) => {
+                // Packages that newer ones have replaced are not kept.
+                tool::run(self.command("apt-get").arg("autoclean"), "apt")?;
+                fs::write(&stamp, "").map_err(Error::io("write", &stamp))
+            }
             Err(error) if stamp.exists() => {
                 tracing::warn!(%error, "the package lists are not updated; going on with those from earlier");
                 Ok(())

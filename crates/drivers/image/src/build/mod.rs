@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use crate::error::{Error, Result};
 use crate::library::{Draft, DraftBoot, Image, Library};
 use crate::manifest::{BootMode, OWNER_ALIAS, Source};
-use crate::progress::Progress;
+use crate::progress::{Progress, Unit};
 use apt::Apt;
 pub(crate) use disk::convert_to_qcow2;
 
@@ -91,7 +91,7 @@ impl Default for BuildOptions {
 
 impl Library {
     /// Builds an image from Debian packages, which apt fetches from the mirror that this machine is configured with and
-    /// checks by the archive's signatures.
+    /// checks by the archive's signatures. Needs root, and the packages of [`Recipe::requirements`] on this machine.
     pub fn build(
         &self,
         recipe: Recipe,
@@ -99,12 +99,18 @@ impl Library {
         progress: &mut dyn Progress,
     ) -> Result<Image> {
         let name = options.name.as_deref().unwrap_or(recipe.name());
+        if !nix::unistd::geteuid().is_root() {
+            return Err(Error::NeedsRoot);
+        }
         self.check_name(name)?;
         let staging = self.stage()?;
         fs::create_dir_all(&options.cache).map_err(Error::io("create", &options.cache))?;
         let lock = options.cache.join(".lock");
         let exclusive = File::create(&lock).map_err(Error::io("create", &lock))?;
-        exclusive.lock().map_err(Error::io("lock", &lock))?;
+        if exclusive.try_lock().is_err() {
+            progress.stage("waiting for another build", Unit::Steps, None);
+            exclusive.lock().map_err(Error::io("lock", &lock))?;
+        }
         let apt = Apt::open(options.cache.join("apt"), options.sources.as_deref())?;
         apt.update(progress)?;
         let (mut packages, virtual_size, boot) = match recipe {

@@ -253,13 +253,16 @@ pub(crate) struct Part {
 
 impl Part {
     /// Claims the part with this key; waits while another process has it.
-    pub fn claim(dir: &Path, key: &str) -> Result<Part> {
+    pub fn claim(dir: &Path, key: &str, progress: &mut dyn Progress) -> Result<Part> {
         fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
         let lock = dir.join(format!("{key}.lock"));
         loop {
             let file = File::options().write(true).create(true).truncate(false).open(&lock);
             let file = file.map_err(Error::io("open", &lock))?;
-            file.lock().map_err(Error::io("lock", &lock))?;
+            if file.try_lock().is_err() {
+                progress.stage("waiting for another transfer", Unit::Steps, None);
+                file.lock().map_err(Error::io("lock", &lock))?;
+            }
             // Who had it before may have removed it, so that the next one locks another file of the same name.
             let same = |a: &fs::Metadata, b: &fs::Metadata| {
                 use std::os::unix::fs::MetadataExt;

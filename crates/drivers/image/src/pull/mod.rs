@@ -60,7 +60,7 @@ impl Library {
         let (url, checksum) = locate(entry, &client, progress)?;
         // Another checksum is another file: what was fetched of the former is of no use.
         let key = hex::encode(&Sha256::digest(format!("{url} {checksum}"))[..16]);
-        let part = Part::claim(&options.downloads, &key)?;
+        let part = Part::claim(&options.downloads, &key, progress)?;
         fetch(&client, &url, &checksum, &part, progress)?;
 
         let staging = self.stage()?;

@@ -272,6 +272,7 @@ pub struct Guest {
     pub started: Instant,
     console: PathBuf,
     qmp: PathBuf,
+    free_port: String,
 }
 
 impl Guest {
@@ -327,8 +328,9 @@ impl Guest {
             command.arg("-kernel").arg(kernel).arg("-initrd").arg(initrd);
             command.arg("-append").arg(start.image.command_line().unwrap());
         }
+        let free_port = format!("rp{}", start.addresses.len() + 4);
         let started = Instant::now();
-        Guest { child: command.spawn().unwrap(), started, console, qmp }
+        Guest { child: command.spawn().unwrap(), started, console, qmp, free_port }
     }
 
     pub fn console(&self) -> String {
@@ -348,15 +350,29 @@ impl Guest {
         }
     }
 
-    /// Sends a QMP command without arguments.
-    pub fn qmp(&self, execute: &str) {
+    /// Sends a QMP command that must succeed; the arguments are a JSON object.
+    pub fn qmp(&self, execute: &str, arguments: &str) {
         let mut stream = UnixStream::connect(&self.qmp).unwrap();
-        let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-        lines.next().unwrap().unwrap();
-        for execute in ["qmp_capabilities", execute] {
-            writeln!(stream, "{{\"execute\": \"{execute}\"}}").unwrap();
-            lines.next().unwrap().unwrap();
+        let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map(Result::unwrap);
+        lines.next();
+        for (execute, arguments) in [("qmp_capabilities", "{}"), (execute, arguments)] {
+            writeln!(stream, "{{\"execute\": \"{execute}\", \"arguments\": {arguments}}}").unwrap();
+            let answer = lines.find(|line| !line.starts_with("{\"timestamp\"")).unwrap();
+            assert!(answer.starts_with("{\"return\""), "{execute}: {answer}");
         }
+    }
+
+    /// Plugs a network interface into the running guest.
+    pub fn plug_interface(&self, lab: &Lab, address: Ipv4Addr, index: usize) {
+        let tap = format!("h{index}");
+        ip(&format!("-n {} tuntap add dev {tap} mode tap", lab.name));
+        ip(&format!("-n {} link set {tap} master br0 up", lab.name));
+        let arguments = "{'type': 'tap', 'id': 'TAP', 'ifname': 'TAP', 'script': 'no', 'downscript': 'no'}";
+        self.qmp("netdev_add", &arguments.replace("TAP", &tap).replace('\'', "\""));
+        let mac = mac(address, index).map(|byte| format!("{byte:02x}")).join(":");
+        let arguments = "{'driver': 'virtio-net-pci', 'netdev': 'TAP', 'mac': 'MAC', 'bus': 'PORT'}";
+        let arguments = arguments.replace("TAP", &tap).replace("MAC", &mac).replace("PORT", &self.free_port);
+        self.qmp("device_add", &arguments.replace('\'', "\""));
     }
 
     /// Ends QEMU as a power failure ends a machine.

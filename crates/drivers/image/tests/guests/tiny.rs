@@ -16,6 +16,7 @@ const LONG: Duration = Duration::from_secs(180);
 
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 20);
 const OTHER_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 21);
+const THIRD_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 22);
 const FIRST: &str = "i-00000000000000001";
 const SECOND: &str = "i-00000000000000002";
 const GIB: u64 = 1 << 30;
@@ -145,7 +146,7 @@ fn a_life_of_an_instance() {
     );
 
     // Stop by the power button, start with another address.
-    guest.qmp("system_powerdown");
+    guest.qmp("system_powerdown", "{}");
     let took = guest.wait_end(LONG);
     eprintln!("tiny: ended {took:.1?} after the power button");
     assert!(guest.console().contains("haar-tiny: the disk is clean"), "{}", guest.console());
@@ -158,7 +159,7 @@ fn a_life_of_an_instance() {
     assert!(!guest.console().contains("recovery"), "the file system was not clean: {}", guest.console());
 
     // Another instance from this disk: it has its own key, and its user data run.
-    guest.qmp("system_powerdown");
+    guest.qmp("system_powerdown", "{}");
     guest.wait_end(LONG);
     lab.describe(SECOND, &[ADDRESS], Some(script.as_bytes()));
     let mut guest = Guest::start(&lab, &Start { instance_id: SECOND, ..start(image, &disk) });
@@ -173,7 +174,7 @@ fn a_larger_volume_a_second_interface_and_a_rescued_disk() {
     let Some(image) = image() else { return };
     let lab = Lab::new();
     // The firmware does not know the instance here.
-    lab.describe(FIRST, &[ADDRESS, OTHER_ADDRESS], None);
+    lab.describe(FIRST, &[ADDRESS, OTHER_ADDRESS, THIRD_ADDRESS], None);
     let disk = lab.disk(image, "disk", 8 * GIB);
     let rescued = lab.disk(image, "rescued", 2 * GIB);
     let start = Start {
@@ -199,6 +200,10 @@ fn a_larger_volume_a_second_interface_and_a_rescued_disk() {
     assert!(from(ADDRESS).contains("dev eth0"), "{}", from(ADDRESS));
     assert!(from(OTHER_ADDRESS).contains("dev eth1"), "{}", from(OTHER_ADDRESS));
     assert!(says("ip route get 203.0.113.1").contains("dev eth0"));
+    // An interface that is plugged in comes up by itself.
+    guest.plug_interface(&lab, THIRD_ADDRESS, 2);
+    lab.wait_ssh(&mut guest, THIRD_ADDRESS, LONG);
+    assert!(from(THIRD_ADDRESS).contains("dev eth2"), "{}", from(THIRD_ADDRESS));
     // The other disk can be mounted, and made anew.
     says("mount /dev/vdb /mnt && ls /mnt/etc/inittab && umount /mnt");
     says("mkfs.ext4 -q -F /dev/vdb && mount /dev/vdb /mnt && echo data >/mnt/file && umount /mnt");
@@ -262,7 +267,7 @@ fn without_metadata_it_boots_all_the_same() {
     assert!(String::from_utf8_lossy(&lab.ssh("root", ADDRESS, "true").stderr).contains("Permission denied"));
 
     // Its host key stays.
-    guest.qmp("system_powerdown");
+    guest.qmp("system_powerdown", "{}");
     guest.wait_end(LONG);
     let mut guest = Guest::start(&lab, &start(image, &disk));
     ready(&lab, &mut guest, ADDRESS);
