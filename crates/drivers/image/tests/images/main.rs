@@ -1,5 +1,6 @@
 //! The library of images: what appears in it, what never does, and how images come into it from files and servers.
 
+mod build;
 mod import;
 mod library;
 mod pull;
