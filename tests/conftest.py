@@ -128,9 +128,11 @@ class Launcher:
         return guest.wait_for_login()
 
     def end(self) -> None:
-        for instance in self.launched:
-            self.ec2.modify_instance_attribute(InstanceId=instance, DisableApiTermination={"Value": False})
         if self.launched:
+            alive = [{"Name": "instance-state-name", "Values": ["pending", "running", "stopping", "stopped"]}]
+            found = self.ec2.describe_instances(InstanceIds=self.launched, Filters=alive)["Reservations"]
+            for instance in (i for r in found for i in r["Instances"]):
+                self.ec2.modify_instance_attribute(InstanceId=instance["InstanceId"], DisableApiTermination={"Value": False})
             self.ec2.terminate_instances(InstanceIds=self.launched)
 
             def terminated():

@@ -158,7 +158,7 @@ def test_a_disk_that_fills_up_under_a_guest(small_disk, make_daemon):
     guest = launch(InstanceType="t3.nano")
     other_boot = guest.boot_id()
     ballast = fill(small_disk, leave=4 << 20)
-    guest.run("nohup dd if=/dev/urandom of=/root/large bs=1M count=48 >/dev/null 2>&1 &")
+    guest.run("setsid dd if=/dev/urandom of=/root/large bs=1M count=48 >/dev/null 2>&1 &")
     wait_for(lambda: shutil.disk_usage(small_disk).free < 1 << 20, 60, 0.5, "the guest wrote nothing")
 
     def impaired():

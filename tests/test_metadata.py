@@ -151,10 +151,12 @@ def test_a_disabled_service_refuses(launch):
 def test_guests_see_only_themselves(guest, strict):
     """Another instance's address as the source gets no answer about it."""
     other = strict.private_ip
-    guest.run(f"ip addr add {other}/32 dev eth0")
+    gateway = guest.run("ip route show default").split()[2]
+    assert guest.http("/latest/meta-data/instance-id")[2].strip() == guest.id
+    guest.run(f"ip addr add {other}/32 dev eth0; ip route add 169.254.169.254/32 via {gateway} src {other}")
     try:
-        done = guest.ssh(f"timeout 4 nc -w 3 -s {other} 169.254.169.254 80 </dev/null 2>&1; ping -c 1 -W 2 -I {other} {strict.private_ip}")
-        assert strict.id not in done.stdout
-        assert "0 packets received" in done.stdout or done.returncode != 0
+        done = guest.ssh("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | timeout 5 nc -w 3 169.254.169.254 80")
+        assert done.stdout == "", "the service answered a source that is not the guest's"
     finally:
-        guest.run(f"ip addr del {other}/32 dev eth0")
+        guest.run(f"ip route del 169.254.169.254/32; ip addr del {other}/32 dev eth0")
+    assert guest.http("/latest/meta-data/instance-id")[2].strip() == guest.id

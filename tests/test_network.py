@@ -42,7 +42,7 @@ def server(launch, server_group):
     guest = launch(SecurityGroupIds=[server_group])
     done = guest.ssh("cat >/root/answer && chmod +x /root/answer", input="#!/bin/sh\necho hello from $(hostname)\n")
     assert done.returncode == 0
-    guest.run("nohup nc -ll -p 8080 -e /root/answer >/dev/null 2>&1 & sleep 0.2")
+    guest.run("setsid nc -ll -p 8080 -e /root/answer >/dev/null 2>&1 & sleep 0.2")
     return guest
 
 
@@ -162,7 +162,7 @@ def test_a_rule_s_range_counts(ec2, server, server_group):
 
 def test_a_connection_outlives_its_rule(ec2, server, server_group):
     """Groups are stateful: what is established goes on when the rule is gone, as AWS documents it."""
-    server.run("nohup nc -l -p 8081 -e /bin/cat >/dev/null 2>&1 & sleep 0.2")
+    server.run("setsid nc -l -p 8081 -e /bin/cat >/dev/null 2>&1 & sleep 0.2")
     rule = allowed(ec2, server_group, port(8081))
     rule.__enter__()
     process = None

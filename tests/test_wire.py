@@ -65,7 +65,7 @@ def test_a_changed_header_is_refused(simulated):
 
 @pytest.mark.parametrize("minutes", [-16, 16])
 def test_a_clock_that_is_off_is_refused(simulated, minutes):
-    at = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(minutes=minutes)
+    at = datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=minutes)
     answer = call(simulated, "DescribeRegions", at=at)
     assert (answer.status, answer.code) == (400, "RequestExpired")
     answer = call(simulated, "GetCallerIdentity", service="sts", at=at)
@@ -74,7 +74,7 @@ def test_a_clock_that_is_off_is_refused(simulated, minutes):
 
 @pytest.mark.parametrize("minutes", [-14, 14])
 def test_a_clock_that_is_a_little_off_is_accepted(simulated, minutes):
-    at = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(minutes=minutes)
+    at = datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=minutes)
     assert call(simulated, "DescribeRegions", at=at).status == 200
 
 
@@ -117,7 +117,7 @@ def presigned(daemon, expires: int, at: datetime.datetime | None = None) -> str:
     url = f"{daemon.endpoint}/?Action=GetCallerIdentity&Version=2011-06-15"
     request = AWSRequest("GET", url)
     auth = botocore.auth.SigV4QueryAuth(credentials, "sts", daemon.region, expires=expires)
-    at = at or datetime.datetime.now(datetime.timezone.utc)
+    at = at or datetime.datetime.now(datetime.UTC)
     with mock.patch.object(botocore.auth, "get_current_datetime", lambda *_, **__: at.replace(tzinfo=None)):
         auth.add_auth(request)
     parts = urllib.parse.urlsplit(request.url)
@@ -128,7 +128,7 @@ def test_a_presigned_url_works_until_it_expires(simulated):
     answer = send(simulated, method="GET", path=presigned(simulated, 60))
     assert answer.status == 200, answer
     assert answer.text("Account") == simulated.credentials["account_id"]
-    past = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(minutes=5)
+    past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(minutes=5)
     assert send(simulated, method="GET", path=presigned(simulated, 600, past)).status == 200
     expired = send(simulated, method="GET", path=presigned(simulated, 60, past))
     assert (expired.status, expired.code) == (403, "SignatureDoesNotMatch")

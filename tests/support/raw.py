@@ -4,11 +4,11 @@ import datetime
 import http.client
 from unittest import mock
 from urllib.parse import urlencode
+from xml.etree import ElementTree
 
 import botocore.auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
-from xml.etree import ElementTree
 
 from .daemon import Daemon
 
@@ -51,7 +51,7 @@ def signed(
     keys = daemon.credentials
     credentials = Credentials(access_key or keys["access_key_id"], secret or keys["secret_access_key"])
     request = AWSRequest("POST", f"{daemon.endpoint}/", headers={"Content-Type": FORM} | (headers or {}), data=body)
-    at = at or datetime.datetime.now(datetime.timezone.utc)
+    at = at or datetime.datetime.now(datetime.UTC)
     with mock.patch.object(botocore.auth, "get_current_datetime", lambda *_, **__: at.replace(tzinfo=None)):
         botocore.auth.SigV4Auth(credentials, service, region or daemon.region).add_auth(request)
     return dict(request.headers.items())
