@@ -13,6 +13,7 @@ use crate::config::{DEFAULT_STATE_DIR, Settings};
 #[command(
     name = "haar",
     version,
+    args_override_self = true,
     about,
     long_about = "The compute cloud of AWS, real, on a machine you own: an endpoint that unmodified AWS clients talk to, and virtual machines, networks and disks that do what the API says.",
     after_help = "Examples:
@@ -178,7 +179,6 @@ pub enum EnvShell {
 
 /// What to run with aws.
 #[derive(Debug, Args)]
-#[command(disable_help_flag = true)]
 pub struct Aws {
     /// Arguments of aws
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]

@@ -50,7 +50,9 @@ async fn serve(config: &Config) -> Result<()> {
     let listen = listener.local_addr().map_err(Error::io("examine", "the listening socket"))?;
 
     let records = haar_records::ec2::register(haar_core::register(Store::builder()));
-    let store = records.open_sqlite(state.path().join("state.db")).await.map_err(Error::daemon)?;
+    let database = state.path().join("state.db");
+    let store = records.open_sqlite(&database).await;
+    let store = store.map_err(|e| Error::Malformed { path: database, reason: e.to_string() })?;
     let sweeper = tokio::spawn(haar_core::sweep(store.clone()));
     let node = Node::start(node_config(config, &keys, &state).await, store.clone()).await.map_err(Error::daemon)?;
 

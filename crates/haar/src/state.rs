@@ -15,6 +15,9 @@ use time::OffsetDateTime;
 use crate::config::{self, Config};
 use crate::error::{Error, Result};
 
+/// How long a daemon that is known to have ended may still hold the folder.
+const DYING: Duration = Duration::from_secs(5);
+
 /// The state folder: `/var/lib/haar` by default. Where what is in it is said once, here.
 #[derive(Debug, Clone)]
 pub struct StateDir(PathBuf);
@@ -76,10 +79,17 @@ impl StateDir {
         let mut options = OpenOptions::new();
         let file = options.write(true).create(true).truncate(false).mode(0o600).open(&path);
         let file = file.map_err(Error::io("open", &path))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Claim { dir: self.clone(), _lock: file }),
-            Err(fs::TryLockError::WouldBlock) => Err(Error::StateInUse(self.0.clone())),
-            Err(fs::TryLockError::Error(e)) => Err(Error::io("lock", &path)(e)),
+        // A daemon that was just killed holds the lock until the kernel has cleared it away.
+        let begin = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Claim { dir: self.clone(), _lock: file }),
+                Err(fs::TryLockError::WouldBlock) if self.running()?.is_none() && begin.elapsed() < DYING => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(fs::TryLockError::WouldBlock) => return Err(Error::StateInUse(self.0.clone())),
+                Err(fs::TryLockError::Error(e)) => return Err(Error::io("lock", &path)(e)),
+            }
         }
     }
 
@@ -256,8 +266,8 @@ mod tests {
         let (_guard, state, config) = fixture();
         assert!(state.running().unwrap().is_none());
         let claim = state.claim().unwrap();
-        assert!(matches!(state.claim(), Err(Error::StateInUse(_))));
         claim.announce(&config, "127.0.0.1:7".parse().unwrap()).unwrap();
+        assert!(matches!(state.claim(), Err(Error::StateInUse(_))));
         let daemon = state.running().unwrap().expect("this process is alive");
         assert_eq!(daemon.process.pid, std::process::id() as i32);
         assert_eq!(daemon.endpoint(), "http://127.0.0.1:7");

@@ -142,6 +142,12 @@ impl Key {
         self.part(3)
     }
 
+    /// What all keys of its kind, account and region start with: `kind/account/region/`.
+    #[must_use]
+    pub fn scope(&self) -> &str {
+        &self.0[..self.0.len() - self.id().len()]
+    }
+
     fn part(&self, n: usize) -> &str {
         self.0.splitn(4, '/').nth(n).unwrap_or_default()
     }
@@ -177,6 +183,7 @@ mod tests {
             (key.kind(), key.account(), key.region(), key.id()),
             ("logs.group", "123456789012", "eu-central-1", "/aws/lambda/f")
         );
+        assert_eq!(key.scope(), "logs.group/123456789012/eu-central-1/");
         assert_eq!(Key::parse(key.as_str()).unwrap(), key);
     }
 

@@ -10,8 +10,9 @@ use crate::{Exists, Key, MAX_RECORD_BYTES, Resource, Revision, StoreError};
 /// A transaction being put together: reads of one snapshot, and writes that become visible all at once or not at all.
 ///
 /// Reads through the transaction see its own writes, and are compared when it commits: if a record that [`Tx::get`]
-/// returned (or did not find) has changed meanwhile, or a record entered or changed in what [`Tx::list`] or
-/// [`Tx::by_index`] walked, the transaction runs again on a newer snapshot. Writes are compared in the same way. Reads through
+/// returned (or did not find) has changed meanwhile, or a record has entered, changed or left what [`Tx::list`] or
+/// [`Tx::by_index`] walked, the transaction runs again on a newer snapshot. Writes are compared in the same way. So
+/// transactions are serializable: the outcome is as if they had run one after the other. Reads through
 /// [`Tx::snapshot`] are not compared.
 ///
 /// # Panics
@@ -55,7 +56,8 @@ impl Tx {
         self.work.get_key(key)
     }
 
-    /// The records of an account and region, sorted by id; the transaction relies on no record entering or changing there.
+    /// The records of an account and region, sorted by id; the transaction relies on no record entering, changing
+    /// or leaving there.
     pub fn list<T: Resource>(
         &mut self,
         account: &str,
@@ -66,7 +68,7 @@ impl Tx {
     }
 
     /// The records of an account and region that have `value` in `index`, sorted by id; the transaction relies on no
-    /// record entering or changing there.
+    /// record entering, changing or leaving there.
     pub fn by_index<T: Resource>(
         &mut self,
         account: &str,
@@ -206,11 +208,11 @@ impl Tx {
             return Ok(Finished::Nothing);
         }
         let mut compares = Vec::with_capacity(self.reads.len() + self.ranges.len());
-        for (position, range, prefix) in &self.ranges {
+        for (position, range, scope) in &self.ranges {
             if !self.base.0.tables[*position].same(&*now.0.tables[*position], range) {
                 return Ok(Finished::Overtaken);
             }
-            compares.push(Compare::Prefix { prefix: prefix.clone(), since: now.revision() });
+            compares.push(Compare::Scope { scope: scope.clone(), since: now.revision() });
         }
         compares.extend(self.reads.into_iter().map(|(key, revision)| Compare::Key { key, revision }));
         Ok(Finished::Commit(Txn { compares, ops }))

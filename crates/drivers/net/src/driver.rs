@@ -120,9 +120,7 @@ impl Driver {
             for vpc_id in inner.list()? {
                 inner.remove(&vpc_id)?;
             }
-            *lock(&inner.host) = false;
-            let table = &inner.config.name;
-            command::nft(&format!("table inet {table}\ndelete table inet {table}\n"))
+            inner.remove_host()
         })
         .await
     }
@@ -233,12 +231,27 @@ impl Inner {
         // The host's routes go with the uplink. The kernel clears a namespace in its own time, and not at all while a process
         // holds a socket in it, so the uplink does not wait for that.
         delete_links(&[uplink_name(vpc_id)])?;
-        namespace::remove(&self.namespace_name(vpc_id))
+        namespace::remove(&self.namespace_name(vpc_id))?;
+        self.remove_host()
+    }
+
+    /// Removes what was made on the host itself, unless a VPC still needs it. Where there is no nftables, nothing was made.
+    fn remove_host(&self) -> Result<(), Error> {
+        // Held from the look to the end, so that a VPC that is being made either is seen or makes it again.
+        let mut done = lock(&self.host);
+        if !self.list()?.is_empty() {
+            return Ok(());
+        }
+        *done = false;
+        let table = &self.config.name;
+        match command::nft(&format!("table inet {table}\ndelete table inet {table}\n")) {
+            Err(Error::ToolMissing(_)) => Ok(()),
+            removed => removed,
+        }
     }
 
     fn sync(&self, vpc: &VpcSpec) -> Result<(), Error> {
         check(vpc)?;
-        self.ensure_host()?;
         let applied = self.applied(&vpc.id);
         let mut applied = lock(&applied);
         let name = self.namespace_name(&vpc.id);
@@ -256,6 +269,8 @@ impl Inner {
             namespace::within(&name, || delete_links(&stale))?;
             applied.base = Some(base);
         }
+        // After the namespace: what the host has goes with the last one.
+        self.ensure_host()?;
         // Rules first: an interface never exists without its rules.
         let rules = ruleset::of_vpc(vpc);
         if applied.rules != rules {

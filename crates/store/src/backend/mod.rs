@@ -140,11 +140,12 @@ pub enum Compare {
         /// None for a record that must be absent.
         revision: Option<Revision>,
     },
-    /// No record under the prefix was written after this commit. (etcd: `MOD < since + 1` with a range end.)
-    Prefix {
-        /// Start of the keys.
-        prefix: String,
-        /// The latest commit that may have written there.
+    /// No record of the scope was written or deleted after this commit. (etcd: `MOD < since + 1` with a range end, and
+    /// the same for a key beside the records that every deletion in the scope writes.)
+    Scope {
+        /// `kind/account/region/`, as [`Key::scope`] gives it.
+        scope: String,
+        /// The latest commit that may have changed anything there.
         since: Revision,
     },
 }

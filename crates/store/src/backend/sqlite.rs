@@ -35,6 +35,7 @@ const LAYOUTS: &[&str] = &["
     );
     CREATE INDEX record_by_revision ON record (revision);
     CREATE INDEX record_by_lease ON record (lease) WHERE lease IS NOT NULL;
+    CREATE TABLE deletion (scope TEXT PRIMARY KEY, revision INTEGER NOT NULL) WITHOUT ROWID;
 "];
 
 /// How many requests share one commit at most.
@@ -45,6 +46,9 @@ const HISTORY: usize = 256;
 
 /// How long another process may take to let go of the file.
 const BUSY: Duration = Duration::from_millis(500);
+
+/// Longest time of a lease: a hundred years.
+const MAX_TTL: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// How long to wait before an expired lease is tried again whose keys could not be deleted.
 const EXPIRY_RETRY: Duration = Duration::from_secs(1);
@@ -130,6 +134,7 @@ impl Backend for Sqlite {
     }
 
     fn grant(&self, ttl: Duration) -> BoxFuture<'_, Result<LeaseId, StoreError>> {
+        let ttl = ttl.min(MAX_TTL);
         Box::pin(async move { self.ask(|reply| Request::Write(Write::Grant(ttl, reply))).await? })
     }
 
@@ -290,7 +295,7 @@ impl Engine {
                 .map_err(failure)?;
             for row in rows {
                 let (id, ttl) = row.map_err(failure)?;
-                let ttl = Duration::from_millis(ttl);
+                let ttl = Duration::from_millis(ttl).min(MAX_TTL);
                 leases.insert(LeaseId(id), Lease { ttl, expires: now + ttl });
             }
         }
@@ -499,6 +504,9 @@ impl Engine {
         if !ops.is_empty() {
             *revision = revision.next();
         }
+        for op in &ops {
+            self.deleted(op.key(), *revision)?;
+        }
         Ok((Done::Revoked, ops))
     }
 
@@ -512,18 +520,27 @@ impl Engine {
                     .optional()?;
                 Ok(found == revision.map(Revision::get))
             }
-            Compare::Prefix { prefix, since } => {
+            Compare::Scope { scope, since } => {
                 // The index on the revision leaves only what was written since; the unary plus keeps SQLite from
                 // walking the keys instead.
-                let found = self
+                let changed = self
                     .connection
                     .prepare_cached(
-                        "SELECT 1 FROM record WHERE revision > ?1 AND substr(+key, 1, length(?2)) = ?2 LIMIT 1",
+                        "SELECT 1 FROM record WHERE revision > ?1 AND substr(+key, 1, length(?2)) = ?2
+                         UNION ALL SELECT 1 FROM deletion WHERE scope = ?2 AND revision > ?1",
                     )?
-                    .exists(params![integer(since.get()), prefix])?;
-                Ok(!found)
+                    .exists(params![integer(since.get()), scope])?;
+                Ok(!changed)
             }
         }
+    }
+
+    /// Notes that a record was deleted, for [`Compare::Scope`].
+    fn deleted(&self, key: &Key, revision: Revision) -> rusqlite::Result<()> {
+        self.connection
+            .prepare_cached("INSERT OR REPLACE INTO deletion (scope, revision) VALUES (?1, ?2)")?
+            .execute(params![key.scope(), integer(revision.get())])
+            .map(|_| ())
     }
 
     fn has_lease(&self, lease: LeaseId) -> rusqlite::Result<bool> {
@@ -548,11 +565,12 @@ impl Engine {
                 Ok(true)
             }
             Op::Delete { key } => {
-                let deleted = self
-                    .connection
-                    .prepare_cached("DELETE FROM record WHERE key = ?1")?
-                    .execute([key.as_str()])?;
-                Ok(deleted > 0)
+                let mut statement = self.connection.prepare_cached("DELETE FROM record WHERE key = ?1")?;
+                let deleted = statement.execute([key.as_str()])? > 0;
+                if deleted {
+                    self.deleted(key, revision)?;
+                }
+                Ok(deleted)
             }
         }
     }
