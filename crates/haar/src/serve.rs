@@ -94,11 +94,11 @@ async fn node_config(config: &Config, keys: &Credentials, state: &StateDir) -> h
     }
 }
 
-/// Where a program is; where it would usually be if it is nowhere.
+/// Where a program is; its bare name if it is nowhere.
 fn find_program(name: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path).map(|folder| folder.join(name)).find(|program| program.is_file());
-    found.unwrap_or_else(|| Path::new("/usr/bin").join(name))
+    found.unwrap_or_else(|| name.into())
 }
 
 /// What a probe guest has shown of the accelerators, and of which boot and program.

@@ -38,8 +38,8 @@ const CHECK_RUNNING: Duration = Duration::from_secs(60);
 /// How long a guest may take until it answers on its link, before it counts as impaired.
 const BOOT_GRACE: Duration = Duration::from_secs(300);
 
-/// How long the write that stopped a guest because the host's disk was full waits to be repeated.
-const RETRY_WRITE: Duration = Duration::from_secs(10);
+/// How often a guest that stands still because the host's disk is full is tried again.
+const RETRY_WRITE: Duration = Duration::from_secs(3);
 
 pub(crate) struct Instances<B> {
     store: Store,

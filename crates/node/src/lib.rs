@@ -12,6 +12,7 @@ mod images;
 mod instances;
 mod network;
 mod qemu;
+mod reserve;
 mod simulated;
 
 use std::path::PathBuf;

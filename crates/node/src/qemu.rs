@@ -13,6 +13,7 @@ use haar_vm::{Boot, Disk, DiskFormat, DiskLimits, Nic, RunState, Spec, Vm};
 use crate::backend::{Backend, Observation};
 use crate::directory::MTU;
 use crate::network::{self, Network};
+use crate::reserve::Reserve;
 use crate::{Config, Error};
 
 /// OVMF's code for machines that boot through UEFI (package `ovmf`).
@@ -30,6 +31,7 @@ pub(crate) struct Qemu {
     network: Arc<Network>,
     console_dir: PathBuf,
     firmware_dir: PathBuf,
+    reserve: Reserve,
     watched: Mutex<HashMap<String, Vm>>,
     reconciler: OnceLock<Handle<Instance>>,
 }
@@ -55,6 +57,7 @@ impl Qemu {
             network,
             console_dir,
             firmware_dir,
+            reserve: Reserve::new(&config.state_dir)?,
             watched: Mutex::default(),
             reconciler: OnceLock::new(),
         })
@@ -246,11 +249,12 @@ impl Backend for Qemu {
                 vm.resume().await?;
                 Observation::Running
             }
-            RunState::OutOfSpace => {
-                // Repeats the write; where it fails again, the state comes back.
+            RunState::OutOfSpace if self.reserve.has_space()? => {
+                // Repeats the write.
                 vm.resume().await?;
-                Observation::OutOfSpace
+                Observation::Running
             }
+            RunState::OutOfSpace => Observation::OutOfSpace,
             RunState::GuestShutdown => Observation::ShutDown,
             RunState::GuestPanicked => Observation::Panicked,
             RunState::InternalError => Observation::Dead("the accelerator failed".to_owned()),

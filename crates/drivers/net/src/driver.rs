@@ -25,7 +25,7 @@ const SERVICE_ADDRESSES: [Ipv4Addr; 2] =
 pub struct Config {
     /// Prefix of everything on the machine that has a name of its own, as `haar`; it tells daemons on one machine apart.
     pub name: String,
-    /// The pool of public addresses, at least a /29.
+    /// The pool of public addresses, at least a /30.
     pub public_pool: Ipv4Net,
 }
 
@@ -65,9 +65,9 @@ impl Driver {
                 config.name
             )));
         }
-        if config.public_pool.prefix_len() > 29 {
+        if config.public_pool.prefix_len() > 30 {
             return Err(Error::Invalid(format!(
-                "the public pool {} is smaller than a /29",
+                "the public pool {} is smaller than a /30",
                 config.public_pool
             )));
         }
