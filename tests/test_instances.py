@@ -300,7 +300,7 @@ def test_several_at_once_and_all_or_nothing(sim, sim_image):
         ({"UserData": "x" * 16385}, "InvalidParameterValue"),
         ({"BlockDeviceMappings": [{"DeviceName": "/dev/sdf", "Ebs": {"VolumeSize": 0}}]}, "InvalidParameterValue"),
         ({"BlockDeviceMappings": [{"DeviceName": "/dev/sdf", "Ebs": {"VolumeSize": 1}}] * 2}, "InvalidBlockDeviceMapping"),
-        ({"BlockDeviceMappings": [{"DeviceName": "nonsense", "Ebs": {"VolumeSize": 1}}]}, "InvalidParameterValue"),
+        ({"BlockDeviceMappings": [{"DeviceName": "nonsense", "Ebs": {"VolumeSize": 1}}]}, "InvalidBlockDeviceMapping"),
         ({"MetadataOptions": {"HttpPutResponseHopLimit": 65}}, "InvalidParameterValue"),
         ({"PrivateIpAddress": "10.99.99.99"}, "InvalidParameterValue"),
         ({"InstanceType": "z9.huge"}, "InvalidParameterValue"),

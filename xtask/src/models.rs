@@ -32,10 +32,13 @@ pub fn regenerate(root: &Path, botocore: Option<PathBuf>) -> Result<()> {
 
 /// The folder of the botocore package that `python3` imports.
 fn find_botocore() -> Result<PathBuf> {
-    let output =
-        Command::new("python3").args(["-c", "import botocore, os; print(os.path.dirname(botocore.__file__))"]).output()?;
+    let output = Command::new("python3")
+        .args(["-c", "import botocore, os; print(os.path.dirname(botocore.__file__))"])
+        .output()?;
     if !output.status.success() {
-        return Err("python3 has no botocore: `pip install botocore`, or name its folder with --botocore".into());
+        return Err(
+            "python3 has no botocore: `pip install botocore`, or name its folder with --botocore".into()
+        );
     }
     Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()))
 }
@@ -78,7 +81,10 @@ fn render(model: &Model) -> Result<String> {
     Ok(out)
 }
 
-fn lines<T: serde::Serialize>(out: &mut String, entries: &std::collections::BTreeMap<String, T>) -> Result<()> {
+fn lines<T: serde::Serialize>(
+    out: &mut String,
+    entries: &std::collections::BTreeMap<String, T>,
+) -> Result<()> {
     let last = entries.len();
     for (index, (name, entry)) in entries.iter().enumerate() {
         let comma = if index + 1 == last { "" } else { "," };

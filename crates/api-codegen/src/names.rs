@@ -16,7 +16,8 @@ pub fn snake(name: &str) -> String {
             let before = chars[index - 1];
             let acronym_ends =
                 before.is_ascii_uppercase() && chars.get(index + 1).is_some_and(char::is_ascii_lowercase);
-            if (before.is_ascii_lowercase() || before.is_ascii_digit() || acronym_ends) && !out.ends_with('_') {
+            if (before.is_ascii_lowercase() || before.is_ascii_digit() || acronym_ends) && !out.ends_with('_')
+            {
                 out.push('_');
             }
         }
@@ -28,14 +29,18 @@ pub fn snake(name: &str) -> String {
 /// A field or method name: [`snake`], with Rust's keywords escaped.
 pub fn identifier(name: &str) -> String {
     const KEYWORDS: [&str; 38] = [
-        "abstract", "as", "async", "await", "become", "box", "break", "const", "continue", "do", "dyn", "else",
-        "enum", "extern", "final", "fn", "for", "gen", "if", "impl", "in", "let", "loop", "macro", "match", "mod",
-        "move", "mut", "override", "priv", "pub", "ref", "return", "static", "struct", "try", "type", "use",
+        "abstract", "as", "async", "await", "become", "box", "break", "const", "continue", "do", "dyn",
+        "else", "enum", "extern", "final", "fn", "for", "gen", "if", "impl", "in", "let", "loop", "macro",
+        "match", "mod", "move", "mut", "override", "priv", "pub", "ref", "return", "static", "struct", "try",
+        "type", "use",
     ];
     let name = snake(name);
     match name.as_str() {
         "self" | "super" | "crate" => format!("{name}_"),
-        other if KEYWORDS.contains(&other) || matches!(other, "true" | "false" | "where" | "while" | "yield") => {
+        other
+            if KEYWORDS.contains(&other)
+                || matches!(other, "true" | "false" | "where" | "while" | "yield") =>
+        {
             format!("r#{name}")
         }
         _ => name,

@@ -27,7 +27,11 @@ pub(crate) fn render(api: &Api<'_>) -> String {
         if !api.has_type(name) {
             continue;
         }
-        if shape.kind == "structure" { structure(&mut out, api, name) } else { enumeration(&mut out, name, shape) }
+        if shape.kind == "structure" {
+            structure(&mut out, api, name);
+        } else {
+            enumeration(&mut out, name, shape);
+        }
     }
     for name in &api.inputs {
         table(&mut out, api, name);
@@ -120,7 +124,9 @@ fn has_default(api: &Api<'_>, name: &str) -> bool {
             return true;
         }
         match shape.kind.as_str() {
-            "structure" => shape.document || (!boxed(api, name, &reference.shape) && has_default(api, &reference.shape)),
+            "structure" => {
+                shape.document || (!boxed(api, name, &reference.shape) && has_default(api, &reference.shape))
+            }
             "string" => !api.is_enum(shape),
             "timestamp" => false,
             _ => true,
@@ -212,11 +218,9 @@ fn write_xml(out: &mut String, api: &Api<'_>, name: &str, rust: &str) {
 
 fn write_json(out: &mut String, api: &Api<'_>, name: &str, rust: &str, shape: &Shape) {
     let Some((name, _)) = api.model.shapes.get_key_value(name) else { return };
-    let is_answer = api
-        .table
-        .operations
-        .keys()
-        .any(|operation| api.model.operations[operation].output.as_ref().is_some_and(|output| output.shape == *name));
+    let is_answer = api.table.operations.keys().any(|operation| {
+        api.model.operations[operation].output.as_ref().is_some_and(|output| output.shape == *name)
+    });
     let (mut body, mut head) = (String::new(), String::new());
     for (member, reference, rule) in api.fields(name) {
         let field = names::identifier(member);
@@ -251,13 +255,15 @@ fn write_json(out: &mut String, api: &Api<'_>, name: &str, rust: &str, shape: &S
         if !head.is_empty() {
             line!(out, "fn head(&self, head: &mut haar_api::rest::Head) {{\n{head}}}");
         }
-        let payload = match shape.payload.as_deref().and_then(|payload| Some((payload, shape.members.get(payload)?))) {
-            Some((payload, reference)) => {
-                let kind = if api.shape(&reference.shape).kind == "structure" { "structure" } else { "raw" };
-                format!("haar_api::rest::{kind}(&self.{})", names::identifier(payload))
-            }
-            None => "haar_api::rest::members(self)".into(),
-        };
+        let payload =
+            match shape.payload.as_deref().and_then(|payload| Some((payload, shape.members.get(payload)?))) {
+                Some((payload, reference)) => {
+                    let kind =
+                        if api.shape(&reference.shape).kind == "structure" { "structure" } else { "raw" };
+                    format!("haar_api::rest::{kind}(&self.{})", names::identifier(payload))
+                }
+                None => "haar_api::rest::members(self)".into(),
+            };
         line!(out, "fn body(&self) -> haar_api::Rope {{ {payload} }} }}");
     }
 }
@@ -307,8 +313,11 @@ fn table(out: &mut String, api: &Api<'_>, name: &str) {
     let bounds = bounds(shape);
     let kind = match shape.kind.as_str() {
         "structure" => {
-            let members: Vec<String> =
-                shape.members.iter().map(|(member, reference)| table_member(api, name, member, reference)).collect();
+            let members: Vec<String> = shape
+                .members
+                .iter()
+                .map(|(member, reference)| table_member(api, name, member, reference))
+                .collect();
             format!("Structure(&[\n{}])", members.concat())
         }
         "list" => {
@@ -317,7 +326,10 @@ fn table(out: &mut String, api: &Api<'_>, name: &str) {
                 Protocol::Query if !shape.flattened => member.location_name.as_deref().unwrap_or("member"),
                 _ => "",
             };
-            format!("List(List {{ member: &{}, wire: {wire:?}, bounds: {bounds} }})", static_name(api, &member.shape))
+            format!(
+                "List(List {{ member: &{}, wire: {wire:?}, bounds: {bounds} }})",
+                static_name(api, &member.shape)
+            )
         }
         "map" => {
             let (Some(key), Some(value)) = (&shape.key, &shape.value) else { return };
@@ -339,7 +351,10 @@ fn table(out: &mut String, api: &Api<'_>, name: &str) {
                 if api.is_enum(shape) { format!("{}::VALUES", names::type_name(name)) } else { "&[]".into() };
             let pattern = match &shape.pattern {
                 Some(pattern) => {
-                    line!(out, "static PATTERN_{target}: haar_api::schema::Pattern = haar_api::schema::Pattern::new({pattern:?});");
+                    line!(
+                        out,
+                        "static PATTERN_{target}: haar_api::schema::Pattern = haar_api::schema::Pattern::new({pattern:?});"
+                    );
                     format!("Some(&PATTERN_{target})")
                 }
                 None => "None".into(),
@@ -366,7 +381,9 @@ fn table_member(api: &Api<'_>, owner: &str, member: &str, reference: &Reference)
             let item = flat.and_then(|item| item.location_name.clone());
             item.or_else(|| reference.location_name.clone()).unwrap_or_else(|| member.to_owned())
         }
-        Protocol::Json | Protocol::RestJson => reference.location_name.as_deref().unwrap_or(member).to_owned(),
+        Protocol::Json | Protocol::RestJson => {
+            reference.location_name.as_deref().unwrap_or(member).to_owned()
+        }
     };
     let mut text = format!("Member::new({member:?}, {wire:?}");
     text.push_str(&match api.rule(owner, member) {
@@ -414,7 +431,8 @@ fn errors(out: &mut String, api: &Api<'_>) {
         let shape = api.shape(name);
         let about = shape.error.as_ref();
         let code = about.and_then(|error| error.code.as_deref()).unwrap_or(name);
-        let status = about.and_then(|error| error.http_status_code).unwrap_or(if shape.fault { 500 } else { 400 });
+        let status =
+            about.and_then(|error| error.http_status_code).unwrap_or(if shape.fault { 500 } else { 400 });
         line!(out, "/// `{code}`, status {status}.");
         line!(out, "pub fn {}(message: impl Into<String>) -> haar_api::Error {{", names::identifier(name));
         line!(out, "haar_api::Error::new({code:?}, message).with_status({status})\n}}");
@@ -432,7 +450,10 @@ fn service(out: &mut String, api: &Api<'_>) {
     line!(out, "/// The implemented operations of {}.", metadata.service_full_name);
     line!(out, "pub trait {name}: Send + Sync + 'static {{");
     for (operation, shape) in &implemented {
-        let input = shape.input.as_ref().map_or(String::new(), |input| format!(", input: {}", names::type_name(&input.shape)));
+        let input = shape
+            .input
+            .as_ref()
+            .map_or(String::new(), |input| format!(", input: {}", names::type_name(&input.shape)));
         let output = shape.output.as_ref().map_or("()".into(), |output| names::type_name(&output.shape));
         line!(out, "/// `{operation}`.");
         line!(
@@ -447,15 +468,23 @@ fn service(out: &mut String, api: &Api<'_>) {
     let (protocol, validation, unsupported, max_body) = match api.protocol {
         Protocol::Ec2 => ("Ec2".into(), "InvalidParameterValue", "UnsupportedOperation", 1 << 20),
         Protocol::Query => ("Query".into(), "ValidationError", "UnsupportedOperation", 1 << 20),
-        Protocol::Json => {
-            (format!("Json({json_version:?})"), "ValidationException", "UnsupportedOperationException", 8 << 20)
+        Protocol::Json => (
+            format!("Json({json_version:?})"),
+            "ValidationException",
+            "UnsupportedOperationException",
+            8 << 20,
+        ),
+        Protocol::RestJson => {
+            ("RestJson".into(), "ValidationException", "UnsupportedOperationException", 8 << 20)
         }
-        Protocol::RestJson => ("RestJson".into(), "ValidationException", "UnsupportedOperationException", 8 << 20),
     };
     let rest = api.protocol == Protocol::RestJson;
     let route = |operation: &str, shape: &Operation| {
         if rest {
-            format!("Route {{ name: {operation:?}, method: {:?}, path: {:?} }}", shape.http.method, shape.http.request_uri)
+            format!(
+                "Route {{ name: {operation:?}, method: {:?}, path: {:?} }}",
+                shape.http.method, shape.http.request_uri
+            )
         } else {
             format!("Route::named({operation:?})")
         }
@@ -469,14 +498,20 @@ fn service(out: &mut String, api: &Api<'_>) {
     line!(out, "protocol: Protocol::{protocol},");
     line!(out, "api_version: {:?},", metadata.api_version);
     line!(out, "target_prefix: {:?},", metadata.target_prefix.as_deref().unwrap_or_default());
-    line!(out, "xml_namespace: {:?},", metadata.xml_namespace.as_ref().map_or("", |namespace| namespace.uri()));
+    line!(
+        out,
+        "xml_namespace: {:?},",
+        metadata.xml_namespace.as_ref().map_or("", |namespace| namespace.uri())
+    );
     line!(out, "validation_error: {:?},", api.table.validation_error.as_deref().unwrap_or(validation));
     line!(out, "unsupported_error: {:?},", api.table.unsupported_error.as_deref().unwrap_or(unsupported));
     line!(out, "max_body: {},", api.table.max_body.unwrap_or(max_body));
     line!(out, "operations: &[");
     for (operation, shape) in &implemented {
-        let input =
-            shape.input.as_ref().map_or("haar_api::schema::EMPTY".into(), |input| static_name(api, &input.shape));
+        let input = shape
+            .input
+            .as_ref()
+            .map_or("haar_api::schema::EMPTY".into(), |input| static_name(api, &input.shape));
         let status = shape.http.response_code.unwrap_or(200);
         let signed = shape.authtype.as_deref() != Some("none");
         line!(
@@ -512,15 +547,21 @@ fn service(out: &mut String, api: &Api<'_>) {
         };
         match api.protocol {
             Protocol::Ec2 | Protocol::Query => {
-                let wrapper =
-                    shape.output.as_ref().and_then(|output| output.result_wrapper.as_deref()).unwrap_or_default();
+                let wrapper = shape
+                    .output
+                    .as_ref()
+                    .and_then(|output| output.result_wrapper.as_deref())
+                    .unwrap_or_default();
                 line!(out, "{index} => haar_api::xml::reply(&MODEL, ctx, {wrapper:?}, input, {call}),");
             }
             Protocol::Json => {
                 line!(out, "{index} => haar_api::json::reply(&MODEL, input, {call}),");
             }
             Protocol::RestJson => {
-                line!(out, "{index} => haar_api::rest::reply(MODEL.operations[{index}].status, input, {call}),");
+                line!(
+                    out,
+                    "{index} => haar_api::rest::reply(MODEL.operations[{index}].status, input, {call}),"
+                );
             }
         }
     }

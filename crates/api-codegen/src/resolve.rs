@@ -186,13 +186,17 @@ impl<'a> Api<'a> {
         }
         for (name, support) in &self.table.shapes {
             if !reachable(name) {
-                return Err(Error::Unsupported(format!("[shapes] {name}: no operation of the table reaches it")));
+                return Err(Error::Unsupported(format!(
+                    "[shapes] {name}: no operation of the table reaches it"
+                )));
             }
             check_members(name, Some(&self.shape(name).members), support)?;
         }
         for name in self.table.omit_empty.iter().chain(&self.table.encoded) {
             if !self.outputs.contains(name.as_str()) {
-                return Err(Error::Unsupported(format!("{name}: no answer of the table's operations reaches it")));
+                return Err(Error::Unsupported(format!(
+                    "{name}: no answer of the table's operations reaches it"
+                )));
             }
         }
         if !self.table.encoded.is_empty() && !self.protocol.is_xml() {

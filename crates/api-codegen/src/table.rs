@@ -81,7 +81,11 @@ impl Support {
     /// What is said of a member.
     pub fn rule(&self, member: &str) -> Rule<'_> {
         let Support::Members(entries) = self else { return Rule::Yes };
-        entries.iter().map(|entry| parse(entry)).find(|(name, _)| *name == member).map_or(Rule::No, |(_, rule)| rule)
+        entries
+            .iter()
+            .map(|entry| parse(entry))
+            .find(|(name, _)| *name == member)
+            .map_or(Rule::No, |(_, rule)| rule)
     }
 
     /// The members that are named.

@@ -74,7 +74,8 @@ impl Rope {
         if self.tail.len() + more > CHUNK && !self.tail.is_empty() {
             self.close_tail();
         }
-        let wanted = if self.chunks.is_empty() { (self.tail.len() + more).max(1024) } else { CHUNK.max(more) };
+        let wanted =
+            if self.chunks.is_empty() { (self.tail.len() + more).max(1024) } else { CHUNK.max(more) };
         self.tail.reserve(wanted);
     }
 
@@ -115,7 +116,10 @@ impl http_body::Body for Body {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         Poll::Ready(self.chunks.pop_front().map(|chunk| Ok(Frame::data(chunk))))
     }
 

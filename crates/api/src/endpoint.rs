@@ -29,7 +29,9 @@ use crate::query::{Form, clip};
 use crate::schema::{Kind, Operation, Protocol, Route, ServiceModel, slots};
 use crate::sigv4::{Rejection, Signature};
 use crate::value::Value;
-use crate::{Answer, Authorizer, Body, Context, Error, Principal, Rope, Service, json, request_id, rest, validate, xml};
+use crate::{
+    Answer, Authorizer, Body, Context, Error, Principal, Rope, Service, json, request_id, rest, validate, xml,
+};
 
 /// How long a client may take to send a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
@@ -143,7 +145,9 @@ impl Endpoint {
         let (parts, body) = request.into_parts();
         let span = tracing::debug_span!("request", id, method = %parts.method, path = parts.uri.path());
         async {
-            if let Some((_, handler)) = self.routes.iter().find(|(prefix, _)| parts.uri.path().starts_with(prefix)) {
+            if let Some((_, handler)) =
+                self.routes.iter().find(|(prefix, _)| parts.uri.path().starts_with(prefix))
+            {
                 return match read(&parts, body, MAX_ROUTE_BODY).await {
                     Ok(body) => handler(Request::from_parts(parts, body)).await,
                     Err(error) => refusal(&error, guess(&parts), "", &id),
@@ -172,7 +176,8 @@ impl Endpoint {
         let signature = Signature::of(parts).map_err(|rejection| unauthorized(rejection, protocol))?;
         let Some(service) = self.services.get(signature.service.as_str()) else {
             let message = format!("The service '{}' is not supported.", clip(&signature.service));
-            let code = if is_json(protocol) { "UnsupportedOperationException" } else { "UnsupportedOperation" };
+            let code =
+                if is_json(protocol) { "UnsupportedOperationException" } else { "UnsupportedOperation" };
             return Err(Error::new(code, message));
         };
         Ok((service, signature))
@@ -220,7 +225,12 @@ impl Endpoint {
     }
 
     /// The key that a request is signed with.
-    fn key(&self, signature: &Signature, protocol: Protocol, now: OffsetDateTime) -> Result<AccessKey, Error> {
+    fn key(
+        &self,
+        signature: &Signature,
+        protocol: Protocol,
+        now: OffsetDateTime,
+    ) -> Result<AccessKey, Error> {
         let unknown = || invalid_key(protocol);
         let key = self.credentials.lookup(&signature.access_key_id).ok_or_else(unknown)?;
         if key.session_token != signature.session_token {
@@ -310,7 +320,7 @@ fn decode(model: &'static ServiceModel, parts: &Parts, body: Bytes) -> Result<(u
                 });
             };
             let request = rest::Parts { labels, query: parts.uri.query(), headers: &parts.headers, body };
-            (index, rest::decode(request, model.operations[index].input, unsupported)?)
+            (index, rest::decode(&request, model.operations[index].input, unsupported)?)
         }
     };
     validate::check(&input, model.operations[index].input, model)?;
@@ -321,11 +331,15 @@ fn decode(model: &'static ServiceModel, parts: &Parts, body: Bytes) -> Result<(u
 fn check_version(model: &ServiceModel, version: Option<&str>) -> Result<(), Error> {
     let Some(version) = version else { return Ok(()) };
     let is_date = version.len() == 10
-        && version.bytes().zip(*b"0000-00-00").all(|(c, shape)| if shape == b'-' { c == b'-' } else { c.is_ascii_digit() });
+        && version
+            .bytes()
+            .zip(*b"0000-00-00")
+            .all(|(c, shape)| if shape == b'-' { c == b'-' } else { c.is_ascii_digit() });
     if is_date && version <= model.api_version {
         return Ok(());
     }
-    let message = format!("The requested version ({}) of service {} does not exist", clip(version), model.name);
+    let message =
+        format!("The requested version ({}) of service {} does not exist", clip(version), model.name);
     Err(Error::new("NoSuchVersion", message))
 }
 
@@ -348,17 +362,24 @@ fn unknown_operation() -> Error {
 
 /// Reads a body of at most `most` bytes.
 async fn read(parts: &Parts, body: Incoming, most: usize) -> Result<Bytes, Error> {
-    let too_large =
-        || Error::new("RequestEntityTooLarge", format!("The request's body is longer than {most} bytes.")).with_status(413);
-    let told = text(&parts.headers, header::CONTENT_LENGTH.as_str()).and_then(|length| length.parse::<u64>().ok());
+    let too_large = || {
+        Error::new("RequestEntityTooLarge", format!("The request's body is longer than {most} bytes."))
+            .with_status(413)
+    };
+    let told =
+        text(&parts.headers, header::CONTENT_LENGTH.as_str()).and_then(|length| length.parse::<u64>().ok());
     if told.is_some_and(|length| length > most as u64) {
         return Err(too_large());
     }
     match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, most).collect()).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(error)) => Err(Error::new("IncompleteBody", format!("The request's body could not be read: {error}"))),
-        Err(_) => Err(Error::new("RequestTimeout", "The request's body did not come in time.").with_status(408)),
+        Ok(Err(error)) => {
+            Err(Error::new("IncompleteBody", format!("The request's body could not be read: {error}")))
+        }
+        Err(_) => {
+            Err(Error::new("RequestTimeout", "The request's body did not come in time.").with_status(408))
+        }
     }
 }
 
@@ -401,14 +422,20 @@ fn auth_failure() -> Error {
 fn unauthorized(rejection: Rejection, protocol: Protocol) -> Error {
     match rejection {
         Rejection::Missing => {
-            let code = if is_json(protocol) { "MissingAuthenticationTokenException" } else { "MissingAuthenticationToken" };
+            let code = if is_json(protocol) {
+                "MissingAuthenticationTokenException"
+            } else {
+                "MissingAuthenticationToken"
+            };
             Error::new(code, "Request is missing Authentication Token").with_status(403)
         }
         Rejection::Incomplete(reason) => {
             let code = if is_json(protocol) { "IncompleteSignatureException" } else { "IncompleteSignature" };
             Error::new(code, reason)
         }
-        Rejection::Expired(_) if protocol == Protocol::Ec2 => Error::new("RequestExpired", "Request has expired."),
+        Rejection::Expired(_) if protocol == Protocol::Ec2 => {
+            Error::new("RequestExpired", "Request has expired.")
+        }
         Rejection::Mismatch(_) if protocol == Protocol::Ec2 => auth_failure(),
         Rejection::Expired(reason) | Rejection::Mismatch(reason) => match protocol {
             Protocol::Ec2 | Protocol::Query => Error::new("SignatureDoesNotMatch", reason).with_status(403),
@@ -482,4 +509,3 @@ fn json_error(error: &Error) -> Rope {
     body.extend(error.members.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
     Bytes::from(serde_json::Value::Object(body).to_string()).into()
 }
-

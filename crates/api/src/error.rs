@@ -26,7 +26,12 @@ const DRY_RUN: &str = "DryRunOperation";
 impl Error {
     /// An error that is the caller's fault: status 400.
     pub fn new(code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
-        Error { code: code.into(), message: message.into(), status: StatusCode::BAD_REQUEST, members: Vec::new() }
+        Error {
+            code: code.into(),
+            message: message.into(),
+            status: StatusCode::BAD_REQUEST,
+            members: Vec::new(),
+        }
     }
 
     /// The same error with another HTTP status; a number that is no status becomes 500.

@@ -377,7 +377,10 @@ impl<'de> Visitor<'de> for Seed<'_> {
             Kind::Map(shape) => {
                 let mut entries = BTreeMap::new();
                 while let Some(key) = map.next_key()? {
-                    entries.insert(key, map.next_value_seed(Seed { shape: shape.value, state: &mut *self.state })?);
+                    entries.insert(
+                        key,
+                        map.next_value_seed(Seed { shape: shape.value, state: &mut *self.state })?,
+                    );
                 }
                 Ok(Value::Map(entries))
             }
@@ -421,7 +424,7 @@ fn structure<'de, A: MapAccess<'de>>(
             Support::Only(only) => match map.next_value::<serde_json::Value>()? {
                 serde_json::Value::Null => {}
                 serde_json::Value::String(text) if text == only => {}
-                value if value.to_string() == only => {}
+                value if value == only => {}
                 _ => state.refuse(member),
             },
             Support::No => {

@@ -178,7 +178,8 @@ impl Decoder {
                     if let Some(other) = entry.keys().next() {
                         return Err(unknown(&join(&entry_path, other)));
                     }
-                    let value = self.under(value, map.value, path, &format!("{entry_path}.{}", map.value_wire))?;
+                    let value =
+                        self.under(value, map.value, path, &format!("{entry_path}.{}", map.value_wire))?;
                     entries.insert(key, value);
                 }
                 Ok(Value::Map(entries))
@@ -187,7 +188,8 @@ impl Decoder {
                 let text = tree.scalar(path)?;
                 scalar(text, shape).map_err(|(text, expected)| {
                     let (text, path) = (clip(&text), clip(path));
-                    let message = format!("Value ({text}) for parameter {path} is invalid. It must be {expected}.");
+                    let message =
+                        format!("Value ({text}) for parameter {path} is invalid. It must be {expected}.");
                     Error::new("InvalidParameterValue", message)
                 })
             }
@@ -229,7 +231,11 @@ impl Decoder {
 }
 
 /// Takes the part that stands before the indices (`member`, `entry`).
-fn unwrap(mut children: BTreeMap<String, Tree>, wire: &str, path: &str) -> Result<BTreeMap<String, Tree>, Error> {
+fn unwrap(
+    mut children: BTreeMap<String, Tree>,
+    wire: &str,
+    path: &str,
+) -> Result<BTreeMap<String, Tree>, Error> {
     let inner = children.remove(wire);
     if let Some(other) = children.keys().next() {
         return Err(unknown(&join(path, other)));
@@ -243,7 +249,9 @@ fn indexed(children: BTreeMap<String, Tree>, path: &str, wire: &str) -> Result<B
         .into_iter()
         .map(|(part, child)| match part.parse::<u32>() {
             Ok(index) if index.to_string() == part => Ok((index, child)),
-            _ => Err(unknown(&join(&if wire.is_empty() { path.to_owned() } else { join(path, wire) }, &part))),
+            _ => {
+                Err(unknown(&join(&if wire.is_empty() { path.to_owned() } else { join(path, wire) }, &part)))
+            }
         })
         .collect()
 }
@@ -256,7 +264,9 @@ fn index_path(path: &str, wire: &str, index: u32) -> String {
 pub(crate) fn scalar(text: String, shape: &Shape) -> Result<Value, (String, &'static str)> {
     let value = match &shape.kind {
         Kind::String(_) => return Ok(Value::String(text)),
-        Kind::Integer(_) => text.parse::<i32>().map(|value| Value::Integer(value.into())).map_err(|_| "an integer"),
+        Kind::Integer(_) => {
+            text.parse::<i32>().map(|value| Value::Integer(value.into())).map_err(|_| "an integer")
+        }
         Kind::Long(_) => text.parse().map(Value::Integer).map_err(|_| "an integer"),
         Kind::Double(_) => text.parse().map(Value::Double).map_err(|_| "a number"),
         Kind::Boolean => match text.as_str() {
@@ -265,7 +275,9 @@ pub(crate) fn scalar(text: String, shape: &Shape) -> Result<Value, (String, &'st
             _ => Err("true or false"),
         },
         Kind::Timestamp => timestamp::parse(&text).map(Value::Timestamp).ok_or("an ISO 8601 time"),
-        Kind::Blob(_) => BASE64.decode(text.as_bytes()).map(|bytes| Value::Blob(bytes.into())).map_err(|_| "base64"),
+        Kind::Blob(_) => {
+            BASE64.decode(text.as_bytes()).map(|bytes| Value::Blob(bytes.into())).map_err(|_| "base64")
+        }
         Kind::Structure(_) | Kind::List(_) | Kind::Map(_) | Kind::Document => Err("a single value"),
     };
     value.map_err(|expected| (text, expected))

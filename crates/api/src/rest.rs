@@ -7,13 +7,13 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use percent_encoding::percent_decode_str;
 
+use crate::Error;
 use crate::body::Rope;
 use crate::json;
 use crate::query::{self, clip};
 use crate::schema::{self, Kind, Location, Member, Route, Shape, Support};
 use crate::service::{self, Answer, Reply};
 use crate::value::{FromValue, Value};
-use crate::Error;
 
 /// The answer of an operation.
 pub trait Output {
@@ -61,7 +61,9 @@ impl Head {
     }
 
     fn insert(&mut self, name: &str, value: &str) {
-        let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) else { return };
+        let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) else {
+            return;
+        };
         if name == http::header::CONTENT_TYPE {
             self.content_type = value;
         } else {
@@ -124,7 +126,10 @@ where
 }
 
 /// The labels of a path that fits a template, still percent-encoded; how specific the template is.
-pub(crate) fn match_path<'p>(template: &'static str, path: &'p str) -> Option<(usize, Vec<(&'static str, &'p str)>)> {
+pub(crate) fn match_path<'p>(
+    template: &'static str,
+    path: &'p str,
+) -> Option<(usize, Vec<(&'static str, &'p str)>)> {
     let template = template.split('?').next().unwrap_or_default().trim_matches('/');
     let mut rest = path.trim_matches('/');
     let mut labels = Vec::new();
@@ -168,7 +173,9 @@ pub(crate) fn find<'p>(
     routes
         .enumerate()
         .filter(|(_, route)| route.method == method)
-        .filter_map(|(index, route)| match_path(route.path, path).map(|(literals, labels)| (literals, index, labels)))
+        .filter_map(|(index, route)| {
+            match_path(route.path, path).map(|(literals, labels)| (literals, index, labels))
+        })
         .max_by_key(|(literals, ..)| *literals)
         .map(|(_, index, labels)| (index, labels))
 }
@@ -185,7 +192,11 @@ pub(crate) struct Parts<'a> {
 ///
 /// # Errors
 /// `SerializationException` for what cannot be read; `unsupported` for a member that haar does not honour.
-pub(crate) fn decode(parts: Parts<'_>, shape: &'static Shape, unsupported: &'static str) -> Result<Value, Error> {
+pub(crate) fn decode(
+    parts: &Parts<'_>,
+    shape: &'static Shape,
+    unsupported: &'static str,
+) -> Result<Value, Error> {
     let Kind::Structure(members) = &shape.kind else {
         return Err(Error::internal("The request's shape is no structure."));
     };
@@ -212,7 +223,7 @@ pub(crate) fn decode(parts: Parts<'_>, shape: &'static Shape, unsupported: &'sta
     };
     for member in members.iter().filter(|member| member.location != Location::Body) {
         let Support::Yes(shape) = member.support else {
-            refuse(member, &query, &parts, unsupported)?;
+            refuse(member, &query, parts, unsupported)?;
             continue;
         };
         let value = match member.location {
@@ -284,13 +295,18 @@ fn from_query(
     member: &'static Member,
     shape: &'static Shape,
 ) -> Result<Option<Value>, Error> {
-    let mut given = query.iter().filter(|(key, _)| key == member.wire).map(|(_, value)| value.clone()).peekable();
+    let mut given =
+        query.iter().filter(|(key, _)| key == member.wire).map(|(_, value)| value.clone()).peekable();
     match &shape.kind {
         Kind::List(list) => {
             if given.peek().is_none() {
                 return Ok(None);
             }
-            given.map(|value| one(value, list.member, member.name)).collect::<Result<_, _>>().map(Value::List).map(Some)
+            given
+                .map(|value| one(value, list.member, member.name))
+                .collect::<Result<_, _>>()
+                .map(Value::List)
+                .map(Some)
         }
         // A map takes every parameter that no other member names.
         Kind::Map(map) => {
@@ -299,7 +315,9 @@ fn from_query(
             for (key, value) in query.iter().filter(|(key, _)| !named(key) && !key.starts_with("X-Amz-")) {
                 let value = value.clone();
                 match (&map.value.kind, entries.get_mut(key)) {
-                    (Kind::List(list), Some(Value::List(values))) => values.push(one(value, list.member, key)?),
+                    (Kind::List(list), Some(Value::List(values))) => {
+                        values.push(one(value, list.member, key)?);
+                    }
                     (Kind::List(list), _) => {
                         entries.insert(key.clone(), Value::List(vec![one(value, list.member, key)?]));
                     }
@@ -323,7 +341,7 @@ fn one(text: String, shape: &'static Shape, name: &str) -> Result<Value, Error> 
 fn text(encoded: &str, plus: bool) -> Result<String, Error> {
     let encoded = if plus { encoded.replace('+', " ") } else { encoded.to_owned() };
     let decoded = percent_decode_str(&encoded).decode_utf8();
-    decoded.map(|text| text.into_owned()).map_err(|_| json::serialization_error("The path is not UTF-8."))
+    decoded.map(std::borrow::Cow::into_owned).map_err(|_| json::serialization_error("The path is not UTF-8."))
 }
 
 fn header_text(value: &HeaderValue, member: &Member) -> Result<String, Error> {

@@ -273,12 +273,14 @@ impl Pattern {
     /// `InternalError` when the pattern cannot be compiled or gives up on the text.
     pub fn matches(&self, text: &str) -> Result<bool, Error> {
         let regex = self.regex.get_or_init(|| compile(self.source).ok());
-        let regex = regex.as_ref().ok_or_else(|| Error::internal("A pattern of the model cannot be compiled."))?;
+        let regex =
+            regex.as_ref().ok_or_else(|| Error::internal("A pattern of the model cannot be compiled."))?;
         regex.is_match(text).map_err(|_| Error::internal("A pattern of the model took too long to match."))
     }
 }
 
 /// Compiles a pattern of a model so that it matches whole texts only.
+#[allow(clippy::result_large_err)] // the error is formatted at once
 fn compile(source: &str) -> Result<Regex, fancy_regex::Error> {
     fancy_regex::RegexBuilder::new(&format!("^(?:{source})$")).backtrack_limit(200_000).build()
 }

@@ -26,7 +26,8 @@ const MAX_EXPIRES: i64 = 7 * 24 * 3600;
 const UNSIGNED_PAYLOAD: &str = "UNSIGNED-PAYLOAD";
 
 /// The format of `X-Amz-Date`.
-const BASIC: &[BorrowedFormatItem<'static>] = format_description!("[year][month][day]T[hour][minute][second]Z");
+const BASIC: &[BorrowedFormatItem<'static>] =
+    format_description!("[year][month][day]T[hour][minute][second]Z");
 
 /// The characters that URI encoding leaves alone.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -92,16 +93,19 @@ impl Signature {
         let part = |name: &str| {
             let parts = rest.split([',', ' ']).filter_map(|part| part.split_once('='));
             let found = parts.filter(|(key, _)| *key == name).map(|(_, value)| value).next();
-            found.filter(|value| !value.is_empty()).ok_or_else(|| {
-                incomplete(format!("Authorization header requires '{name}' parameter."))
-            })
+            found
+                .filter(|value| !value.is_empty())
+                .ok_or_else(|| incomplete(format!("Authorization header requires '{name}' parameter.")))
         };
-        let (credential, signed, signature) = (part("Credential")?, part("SignedHeaders")?, part("Signature")?);
+        let (credential, signed, signature) =
+            (part("Credential")?, part("SignedHeaders")?, part("Signature")?);
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let at = match text("x-amz-date") {
             Some(date) => basic(date),
             None => text("date").and_then(|date| {
-                OffsetDateTime::parse(date, &time::format_description::well_known::Rfc2822).ok().or_else(|| basic(date))
+                OffsetDateTime::parse(date, &time::format_description::well_known::Rfc2822)
+                    .ok()
+                    .or_else(|| basic(date))
             }),
         };
         let at = at.ok_or_else(|| {
@@ -113,14 +117,17 @@ impl Signature {
 
     fn of_query(query: &[(String, String)]) -> Result<Self, Rejection> {
         let get = |name: &str| query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
-        let need = |name: &str| get(name).ok_or_else(|| incomplete(format!("The query string requires '{name}'.")));
+        let need =
+            |name: &str| get(name).ok_or_else(|| incomplete(format!("The query string requires '{name}'.")));
         if need("X-Amz-Algorithm")? != ALGORITHM {
             return Err(incomplete(format!("X-Amz-Algorithm must be {ALGORITHM}.")));
         }
-        let at = basic(need("X-Amz-Date")?).ok_or_else(|| incomplete("X-Amz-Date is not in ISO 8601 basic format."))?;
-        let expires = need("X-Amz-Expires")?.parse().ok().filter(|seconds| (1..=MAX_EXPIRES).contains(seconds));
+        let at = basic(need("X-Amz-Date")?)
+            .ok_or_else(|| incomplete("X-Amz-Date is not in ISO 8601 basic format."))?;
         let expires =
-            expires.ok_or_else(|| incomplete(format!("X-Amz-Expires must be from 1 to {MAX_EXPIRES} seconds.")))?;
+            need("X-Amz-Expires")?.parse().ok().filter(|seconds| (1..=MAX_EXPIRES).contains(seconds));
+        let expires = expires
+            .ok_or_else(|| incomplete(format!("X-Amz-Expires must be from 1 to {MAX_EXPIRES} seconds.")))?;
         let token = get("X-Amz-Security-Token").map(str::to_owned);
         let (signed, signature) = (need("X-Amz-SignedHeaders")?, need("X-Amz-Signature")?);
         Self::new(need("X-Amz-Credential")?, signed, signature, at, Some(expires), token)
@@ -134,15 +141,20 @@ impl Signature {
         expires: Option<i64>,
         session_token: Option<String>,
     ) -> Result<Self, Rejection> {
-        let [access_key_id, day, region, service, TERMINATOR] = credential.split('/').collect::<Vec<_>>()[..] else {
-            return Err(incomplete("Credential must have exactly 5 slash-delimited elements, e.g. keyid/date/region/service/term."));
+        let [access_key_id, day, region, service, TERMINATOR] = credential.split('/').collect::<Vec<_>>()[..]
+        else {
+            return Err(incomplete(
+                "Credential must have exactly 5 slash-delimited elements, e.g. keyid/date/region/service/term.",
+            ));
         };
         if [access_key_id, day, region, service].iter().any(|part| part.is_empty() || part.len() > 128) {
             return Err(incomplete("An element of the Credential is empty or too long."));
         }
         let signed_headers: Vec<String> = signed.split(';').map(str::to_ascii_lowercase).collect();
         if !signed_headers.iter().any(|name| name == "host" || name == ":authority") {
-            return Err(incomplete("'Host' or ':authority' must be a 'SignedHeader' in the AWS Authorization."));
+            return Err(incomplete(
+                "'Host' or ':authority' must be a 'SignedHeader' in the AWS Authorization.",
+            ));
         }
         Ok(Self {
             access_key_id: access_key_id.to_owned(),
@@ -161,7 +173,13 @@ impl Signature {
     ///
     /// # Errors
     /// [`Rejection::Expired`] and [`Rejection::Mismatch`].
-    pub fn verify(&self, secret: &str, request: &Parts, body: &[u8], now: OffsetDateTime) -> Result<(), Rejection> {
+    pub fn verify(
+        &self,
+        secret: &str,
+        request: &Parts,
+        body: &[u8],
+        now: OffsetDateTime,
+    ) -> Result<(), Rejection> {
         self.check_time(now)?;
         let payload = self.payload(request, body)?;
         let canonical = self.canonical(request, &payload)?;
@@ -192,7 +210,9 @@ impl Signature {
         }
         let good_for = self.expires.map_or(SKEW, Duration::seconds);
         if self.at - now > SKEW {
-            return Err(Rejection::Expired(format!("Signature not yet current: {at} is still later than {clock} (15 min.)")));
+            return Err(Rejection::Expired(format!(
+                "Signature not yet current: {at} is still later than {clock} (15 min.)"
+            )));
         }
         if now - self.at > good_for {
             return Err(Rejection::Expired(format!("Signature expired: {at} is now earlier than {clock}")));
@@ -217,8 +237,9 @@ impl Signature {
         names.sort_unstable();
         let mut headers = String::new();
         for name in &names {
-            let value = canonical_header(request, name)
-                .ok_or_else(|| Rejection::Mismatch(format!("The signed header '{name}' is not in the request.")))?;
+            let value = canonical_header(request, name).ok_or_else(|| {
+                Rejection::Mismatch(format!("The signed header '{name}' is not in the request."))
+            })?;
             headers.push_str(&format!("{name}:{value}\n"));
         }
         Ok(format!(
@@ -253,13 +274,19 @@ fn format_basic(at: OffsetDateTime) -> String {
 fn query(request: &Parts) -> Vec<(String, String)> {
     let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
     let pairs = request.uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
-    pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(k, v)| (decode(k), decode(v))).collect()
+    pairs
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+        .map(|(k, v)| (decode(k), decode(v)))
+        .collect()
 }
 
 fn canonical_query(query: &[(String, String)]) -> String {
     let encode = |text: &str| utf8_percent_encode(text, ENCODED).to_string();
-    let mut pairs: Vec<_> =
-        query.iter().filter(|(name, _)| name != "X-Amz-Signature").map(|(k, v)| (encode(k), encode(v))).collect();
+    let mut pairs: Vec<_> = query
+        .iter()
+        .filter(|(name, _)| name != "X-Amz-Signature")
+        .map(|(k, v)| (encode(k), encode(v)))
+        .collect();
     pairs.sort_unstable();
     pairs.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("&")
 }
@@ -274,7 +301,8 @@ fn canonical_path(path: &str) -> String {
             segment => segments.push(segment),
         }
     }
-    let encoded: Vec<_> = segments.iter().map(|segment| utf8_percent_encode(segment, ENCODED).to_string()).collect();
+    let encoded: Vec<_> =
+        segments.iter().map(|segment| utf8_percent_encode(segment, ENCODED).to_string()).collect();
     let slash = if path.ends_with('/') && !segments.is_empty() { "/" } else { "" };
     format!("/{}{slash}", encoded.join("/"))
 }
@@ -328,22 +356,97 @@ mod tests {
         let form = ("Content-Type", "application/x-www-form-urlencoded");
         type Case<'a> = (&'a str, &'a str, &'a str, &'a [(&'a str, &'a str)], &'a [u8], &'a str, &'a str);
         let cases: &[Case<'_>] = &[
-            ("get-vanilla", "GET", "/", &[], b"", vanilla, "5fa00fa31553b73ebf1942676e86291e8372ff2a2260956d9b8aae1d763fbf31"),
-            ("get-vanilla-query", "GET", "/", &[], b"", vanilla, "5fa00fa31553b73ebf1942676e86291e8372ff2a2260956d9b8aae1d763fbf31"),
-            ("get-vanilla-query-order-key-case", "GET", "/?Param2=value2&Param1=value1", &[], b"", vanilla, "b97d918cfa904a5beff61c982a1b6f458b799221646efd99d3219ec94cdf2500"),
-            ("get-vanilla-empty-query-key", "GET", "/?Param1=value1", &[], b"", vanilla, "a67d582fa61cc504c4bae71f336f98b97f1ea3c7a6bfe1b6e45aec72011b9aeb"),
-            ("post-vanilla", "POST", "/", &[], b"", vanilla, "5da7c1a2acd57cee7505fc6676e4e544621c30862966e37dddb68e92efbe5d6b"),
-            ("post-vanilla-query", "POST", "/?Param1=value1", &[], b"", vanilla, "28038455d6de14eafc1f9222cf5aa6f1a96197d7deb8263271d420d138af7f11"),
-            ("post-header-key-sort", "POST", "/", &[("My-Header1", "value1")], b"", "host;my-header1;x-amz-date", "c5410059b04c1ee005303aed430f6e6645f61f4dc9e1461ec8f8916fdf18852c"),
-            ("post-x-www-form-urlencoded", "POST", "/", &[form], b"Param1=value1", "content-type;host;x-amz-date", "ff11897932ad3f4e8b18135d722051e5ac45fc38421b1da7b9d196a0fe09473a"),
-            ("get-header-value-trim", "GET", "/", &[("My-Header1", " value1"), ("My-Header2", " \"a   b   c\"")], b"", "host;my-header1;my-header2;x-amz-date", "acc3ed3afb60bb290fc8d2dd0098b9911fcaa05412b367055dee359757a9c736"),
+            (
+                "get-vanilla",
+                "GET",
+                "/",
+                &[],
+                b"",
+                vanilla,
+                "5fa00fa31553b73ebf1942676e86291e8372ff2a2260956d9b8aae1d763fbf31",
+            ),
+            (
+                "get-vanilla-query",
+                "GET",
+                "/",
+                &[],
+                b"",
+                vanilla,
+                "5fa00fa31553b73ebf1942676e86291e8372ff2a2260956d9b8aae1d763fbf31",
+            ),
+            (
+                "get-vanilla-query-order-key-case",
+                "GET",
+                "/?Param2=value2&Param1=value1",
+                &[],
+                b"",
+                vanilla,
+                "b97d918cfa904a5beff61c982a1b6f458b799221646efd99d3219ec94cdf2500",
+            ),
+            (
+                "get-vanilla-empty-query-key",
+                "GET",
+                "/?Param1=value1",
+                &[],
+                b"",
+                vanilla,
+                "a67d582fa61cc504c4bae71f336f98b97f1ea3c7a6bfe1b6e45aec72011b9aeb",
+            ),
+            (
+                "post-vanilla",
+                "POST",
+                "/",
+                &[],
+                b"",
+                vanilla,
+                "5da7c1a2acd57cee7505fc6676e4e544621c30862966e37dddb68e92efbe5d6b",
+            ),
+            (
+                "post-vanilla-query",
+                "POST",
+                "/?Param1=value1",
+                &[],
+                b"",
+                vanilla,
+                "28038455d6de14eafc1f9222cf5aa6f1a96197d7deb8263271d420d138af7f11",
+            ),
+            (
+                "post-header-key-sort",
+                "POST",
+                "/",
+                &[("My-Header1", "value1")],
+                b"",
+                "host;my-header1;x-amz-date",
+                "c5410059b04c1ee005303aed430f6e6645f61f4dc9e1461ec8f8916fdf18852c",
+            ),
+            (
+                "post-x-www-form-urlencoded",
+                "POST",
+                "/",
+                &[form],
+                b"Param1=value1",
+                "content-type;host;x-amz-date",
+                "ff11897932ad3f4e8b18135d722051e5ac45fc38421b1da7b9d196a0fe09473a",
+            ),
+            (
+                "get-header-value-trim",
+                "GET",
+                "/",
+                &[("My-Header1", " value1"), ("My-Header2", " \"a   b   c\"")],
+                b"",
+                "host;my-header1;my-header2;x-amz-date",
+                "acc3ed3afb60bb290fc8d2dd0098b9911fcaa05412b367055dee359757a9c736",
+            ),
         ];
         for (name, method, uri, headers, body, names, signature) in cases {
             let request = signed(method, uri, headers, names, signature);
             assert_eq!(verify(&request, body, "20150830T123600Z"), Ok(()), "{name}");
             let changed = signature.replacen(|c: char| c.is_ascii_digit(), "f", 1);
             let request = signed(method, uri, headers, names, &changed);
-            assert!(matches!(verify(&request, body, "20150830T123600Z"), Err(Rejection::Mismatch(_))), "{name}");
+            assert!(
+                matches!(verify(&request, body, "20150830T123600Z"), Err(Rejection::Mismatch(_))),
+                "{name}"
+            );
         }
     }
 
@@ -383,7 +486,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_incomplete() {
-        for authorization in ["", "Basic x", "AWS4-HMAC-SHA256", "AWS4-HMAC-SHA256 Credential=a/b/c/d/aws4_request"] {
+        for authorization in
+            ["", "Basic x", "AWS4-HMAC-SHA256", "AWS4-HMAC-SHA256 Credential=a/b/c/d/aws4_request"]
+        {
             let request = request("GET", "/", &[("Host", "h"), ("Authorization", authorization)]);
             assert!(matches!(Signature::of(&request), Err(Rejection::Incomplete(_))), "{authorization}");
         }

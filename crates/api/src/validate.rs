@@ -55,7 +55,11 @@ impl Check<'_> {
             (Value::List(values), Kind::List(list)) => {
                 self.bounds(path, values.len() as i64, list.bounds, "length", || "(list)".into())?;
                 for (index, value) in values.iter().enumerate() {
-                    self.value(value, list.member, &Path::Index { parent: path, wire: list.wire, index: index + 1 })?;
+                    self.value(
+                        value,
+                        list.member,
+                        &Path::Index { parent: path, wire: list.wire, index: index + 1 },
+                    )?;
                 }
                 Ok(())
             }
@@ -89,19 +93,27 @@ impl Check<'_> {
     fn text(&self, value: &str, text: &'static Text, path: &Path<'_>) -> Result<(), Error> {
         if !text.values.is_empty() && !text.values.contains(&value) {
             let values = text.values.join(", ");
-            return Err(self.violated(path, value, &match self.model.protocol {
-                Protocol::Ec2 => format!("Valid values are: {values}."),
-                _ => format!("Member must satisfy enum value set: [{values}]"),
-            }));
+            return Err(self.violated(
+                path,
+                value,
+                &match self.model.protocol {
+                    Protocol::Ec2 => format!("Valid values are: {values}."),
+                    _ => format!("Member must satisfy enum value set: [{values}]"),
+                },
+            ));
         }
         self.bounds(path, value.chars().count() as i64, text.bounds, "length", || value.to_owned())?;
         if let Some(pattern) = text.pattern
             && !pattern.matches(value)?
         {
-            return Err(self.violated(path, value, &match self.model.protocol {
-                Protocol::Ec2 => format!("It must match the pattern {}.", pattern.source()),
-                _ => format!("Member must satisfy regular expression pattern: {}", pattern.source()),
-            }));
+            return Err(self.violated(
+                path,
+                value,
+                &match self.model.protocol {
+                    Protocol::Ec2 => format!("It must match the pattern {}.", pattern.source()),
+                    _ => format!("Member must satisfy regular expression pattern: {}", pattern.source()),
+                },
+            ));
         }
         Ok(())
     }
@@ -119,10 +131,14 @@ impl Check<'_> {
         }
         let (relation, bound) =
             if actual < bounds.min { ("greater", bounds.min) } else { ("less", bounds.max) };
-        Err(self.violated(path, &value(), &match self.model.protocol {
-            Protocol::Ec2 => format!("Its {what} must be {relation} than or equal to {bound}."),
-            _ => format!("Member must have {what} {relation} than or equal to {bound}"),
-        }))
+        Err(self.violated(
+            path,
+            &value(),
+            &match self.model.protocol {
+                Protocol::Ec2 => format!("Its {what} must be {relation} than or equal to {bound}."),
+                _ => format!("Member must have {what} {relation} than or equal to {bound}"),
+            },
+        ))
     }
 
     /// The name by which the error messages of the protocol call a member.
@@ -168,7 +184,11 @@ fn lower_first(path: &Path<'_>) -> String {
     let mut out = String::with_capacity(path.len());
     let mut start = true;
     for c in path.chars() {
-        if start { out.extend(c.to_lowercase()) } else { out.push(c) }
+        if start {
+            out.extend(c.to_lowercase());
+        } else {
+            out.push(c);
+        }
         start = c == '.';
     }
     out

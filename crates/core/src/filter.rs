@@ -307,11 +307,19 @@ impl Pattern {
     /// Whether the whole text matches. Takes time proportional to the lengths of both.
     #[must_use]
     pub fn matches(&self, text: &str) -> bool {
-        // `reach[n]`: the first n tokens match what was read so far.
+        // `reach[n]`: the first n tokens match what was read so far. Most patterns are short, and need no memory for it.
         let n = self.tokens.len();
-        let mut reach = vec![false; n + 1];
+        let (mut short, mut long);
+        let reach: &mut [bool] = if n < 64 {
+            short = [false; 64];
+            &mut short[..=n]
+        } else {
+            long = vec![false; n + 1];
+            &mut long
+        };
+        let open_end = self.tokens.last() == Some(&Token::Any);
         reach[0] = true;
-        self.skip(&mut reach);
+        self.skip(reach);
         for c in text.chars() {
             let mut any = false;
             // Backwards, so that every step sees the state before this character.
@@ -329,7 +337,10 @@ impl Pattern {
             if !any {
                 return false;
             }
-            self.skip(&mut reach);
+            self.skip(reach);
+            if open_end && reach[n] {
+                return true;
+            }
         }
         reach[n]
     }

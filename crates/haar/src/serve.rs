@@ -54,10 +54,13 @@ async fn serve(config: &Config) -> Result<()> {
     let store = records.open_sqlite(&database).await;
     let store = store.map_err(|e| Error::Malformed { path: database, reason: e.to_string() })?;
     let sweeper = tokio::spawn(haar_core::sweep(store.clone()));
-    let node = Node::start(node_config(config, &keys, &state).await, store.clone()).await.map_err(Error::daemon)?;
+    let node =
+        Node::start(node_config(config, &keys, &state).await, store.clone()).await.map_err(Error::daemon)?;
 
     let ec2 = haar_ec2::Config { public_pool: config.public_pool };
-    let ec2 = haar_ec2::Handlers::new(store.clone(), ec2, Arc::new(Host(node.clone()))).await.map_err(Error::daemon)?;
+    let ec2 = haar_ec2::Handlers::new(store.clone(), ec2, Arc::new(Host(node.clone())))
+        .await
+        .map_err(Error::daemon)?;
     let daemon = claim.announce(config, listen)?;
     let endpoint = Endpoint::new(
         haar_records::ec2::REGIONS.iter().map(|region| region.name),
@@ -97,7 +100,8 @@ async fn node_config(config: &Config, keys: &Credentials, state: &StateDir) -> h
 /// Where a program is; its bare name if it is nowhere.
 fn find_program(name: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).map(|folder| folder.join(name)).find(|program| program.is_file());
+    let found =
+        std::env::split_paths(&path).map(|folder| folder.join(name)).find(|program| program.is_file());
     found.unwrap_or_else(|| name.into())
 }
 
@@ -116,9 +120,14 @@ async fn accelerator(state: &StateDir, binary: &Path) -> haar_vm::Accel {
     let path = state.path().join("accelerator.json");
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let modified = |metadata: &std::fs::Metadata| {
-        metadata.modified().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_secs())
+        metadata
+            .modified()
+            .ok()
+            .and_then(|at| at.duration_since(UNIX_EPOCH).ok())
+            .map_or(0, |since| since.as_secs())
     };
-    let (size, changed) = std::fs::metadata(binary).map_or((0, 0), |metadata| (metadata.len(), modified(&metadata)));
+    let (size, changed) =
+        std::fs::metadata(binary).map_or((0, 0), |metadata| (metadata.len(), modified(&metadata)));
     let program = (binary.to_owned(), size, changed);
     let known: Option<Probed> = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
     if let Some(known) = known.filter(|known| known.boot_id == boot_id && known.program == program) {
@@ -128,10 +137,13 @@ async fn accelerator(state: &StateDir, binary: &Path) -> haar_vm::Accel {
         Ok(probe) => {
             match &probe.no_kvm {
                 None => tracing::info!("guests run under KVM"),
-                Some(why) => tracing::warn!("guests run under TCG, without acceleration: {why}; {}", why.fix()),
+                Some(why) => {
+                    tracing::warn!("guests run under TCG, without acceleration: {why}; {}", why.fix());
+                }
             }
             let accel = probe.accel;
-            let text = serde_json::to_vec_pretty(&Probed { boot_id, program, probe }).expect("a probe is plain data");
+            let text = serde_json::to_vec_pretty(&Probed { boot_id, program, probe })
+                .expect("a probe is plain data");
             if let Err(error) = write_private(&path, &text) {
                 tracing::warn!(%error, "the probe will be repeated at the next start");
             }
@@ -188,7 +200,8 @@ async fn answer(node: &Node, token: &str, request: &Request<Bytes>) -> Response<
         *response.status_mut() = status;
         response
     };
-    let trusted = request.headers().get(ADMIN_HEADER).is_some_and(|given| given.as_bytes() == token.as_bytes());
+    let trusted =
+        request.headers().get(ADMIN_HEADER).is_some_and(|given| given.as_bytes() == token.as_bytes());
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/_haar/health") => {
             reply(StatusCode::OK, serde_json::json!({"version": env!("CARGO_PKG_VERSION")}))

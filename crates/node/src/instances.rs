@@ -207,7 +207,7 @@ impl<B: Backend> Instances<B> {
             let Some(deadline) = instance.status.reboot_deadline else {
                 // The deadline first: a shutdown that is seen with one is part of the reboot.
                 self.update(instance, |_, instance| {
-                    instance.status.reboot_deadline = Some(now + REBOOT_GRACE)
+                    instance.status.reboot_deadline = Some(now + REBOOT_GRACE);
                 })
                 .await?;
                 self.backend.power_button(&instance.id).await?;

@@ -123,7 +123,7 @@ impl Node {
                     Instances::new(store.clone(), qemu.clone()),
                     reconcile::Options { concurrency: 8, ..Default::default() },
                 )?;
-                qemu.report_to(instances.clone());
+                qemu.report_to(&instances);
                 let networks = reconcile::start(
                     &store,
                     Networks::new(network),

@@ -64,7 +64,7 @@ impl Qemu {
     }
 
     /// Has machines' changes of state reported to the reconciler from now on.
-    pub(crate) fn report_to(&self, reconciler: Handle<Instance>) {
+    pub(crate) fn report_to(&self, reconciler: &Handle<Instance>) {
         let _ = self.reconciler.set(reconciler.clone());
         // Machines that were adopted before there was anybody to report to.
         reconciler.poke_all();

@@ -120,7 +120,12 @@ fn pull(
     arguments: ImagePull,
     progress: &mut dyn Progress,
 ) -> haar_image::Result<LibraryImage> {
-    library.pull(catalogue, &arguments.entry, &PullOptions { name: arguments.name, ..PullOptions::default() }, progress)
+    library.pull(
+        catalogue,
+        &arguments.entry,
+        &PullOptions { name: arguments.name, ..PullOptions::default() },
+        progress,
+    )
 }
 
 fn import(

@@ -157,7 +157,6 @@ fn to_api(image: &Image) -> model::Image {
             ..Default::default()
         }],
         tags: tags::to_api(&image.tags),
-        ..Default::default()
     }
 }
 

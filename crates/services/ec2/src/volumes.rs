@@ -106,10 +106,8 @@ fn to_api(volume: &Volume) -> model::Volume {
                 instance_id: Some(attachment.instance_id.clone()),
                 state: attachment.status.as_str().parse().ok(),
                 volume_id: Some(volume.id.clone()),
-                ..Default::default()
             })
             .collect(),
         tags: tags::to_api(&volume.tags),
-        ..Default::default()
     }
 }

@@ -36,7 +36,7 @@ pub async fn describe_instance_attribute(
         }
         Name::DisableApiStop => answer.disable_api_stop = flag(instance.spec.disable_api_stop),
         Name::DisableApiTermination => {
-            answer.disable_api_termination = flag(instance.spec.disable_api_termination)
+            answer.disable_api_termination = flag(instance.spec.disable_api_termination);
         }
         Name::EbsOptimized => answer.ebs_optimized = flag(instance.spec.ebs_optimized),
         Name::EnaSupport => answer.ena_support = flag(false),
@@ -173,7 +173,7 @@ impl Change {
                 }
             }
             Self::ShutdownBehavior(behavior) => {
-                instance.spec.shutdown_behavior = run::shutdown_behavior(*behavior)
+                instance.spec.shutdown_behavior = run::shutdown_behavior(*behavior);
             }
             Self::UserData(data) => {
                 must_be_stopped(&instance, "userData")?;

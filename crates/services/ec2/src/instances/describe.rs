@@ -45,7 +45,6 @@ fn reservation_of(ctx: &Context, id: &str, instances: Vec<model::Instance>) -> m
         // Groups of EC2-Classic; instances of a VPC show theirs themselves.
         groups: Vec::new(),
         instances,
-        ..Default::default()
     }
 }
 
@@ -83,7 +82,6 @@ pub(super) fn to_api(snapshot: &Snapshot, instance: &Instance) -> model::Instanc
             availability_zone: Some(spec.availability_zone.clone()),
             group_name: Some(String::new()),
             tenancy: Some(model::Tenancy::Default),
-            ..Default::default()
         }),
         private_dns_name: Some(
             primary.map_or_else(String::new, |i| dns::private_dns_name(region, i.private_ip)),
@@ -115,7 +113,6 @@ pub(super) fn to_api(snapshot: &Snapshot, instance: &Instance) -> model::Instanc
         cpu_options: hardware.map(|hardware| model::CpuOptions {
             core_count: i32::try_from(hardware.cores).ok(),
             threads_per_core: i32::try_from(hardware.threads_per_core).ok(),
-            ..Default::default()
         }),
         hibernation_options: Some(model::HibernationOptions { configured: Some(false) }),
         metadata_options: Some(metadata_options(instance)),
@@ -124,7 +121,6 @@ pub(super) fn to_api(snapshot: &Snapshot, instance: &Instance) -> model::Instanc
         platform_details: Some("Linux/UNIX".to_owned()),
         usage_operation: Some("RunInstances".to_owned()),
         usage_operation_update_time: Some(instance.launch_time),
-        ..Default::default()
     }
 }
 
@@ -178,7 +174,6 @@ pub(super) fn block_device_mappings(
                     delete_on_termination: Some(device.delete_on_termination),
                     status: status.as_str().parse().ok(),
                     volume_id: Some(device.volume_id.clone()),
-                    ..Default::default()
                 }),
             })
         })
@@ -192,7 +187,6 @@ fn interface_to_api(snapshot: &Snapshot, interface: &NetworkInterface) -> model:
             ip_owner_id: Some(address.owner.clone()),
             public_dns_name: Some(dns::public_dns_name(region, address.ip)),
             public_ip: Some(address.ip.to_string()),
-            ..Default::default()
         });
     let private_dns_name = Some(dns::private_dns_name(region, interface.private_ip));
     model::InstanceNetworkInterface {
@@ -205,7 +199,6 @@ fn interface_to_api(snapshot: &Snapshot, interface: &NetworkInterface) -> model:
                 device_index: i32::try_from(attachment.device_index).ok(),
                 status: attachment.status.as_str().parse().ok(),
                 network_card_index: Some(0),
-                ..Default::default()
             }
         }),
         description: Some(interface.description.clone()),
@@ -226,7 +219,6 @@ fn interface_to_api(snapshot: &Snapshot, interface: &NetworkInterface) -> model:
         subnet_id: Some(interface.subnet_id.clone()),
         vpc_id: Some(interface.vpc_id.clone()),
         interface_type: Some("interface".to_owned()),
-        ..Default::default()
     }
 }
 
@@ -247,7 +239,6 @@ fn status_to_api(instance: &Instance) -> model::InstanceStatus {
                 .map(|status| model::InstanceStatusDetails {
                     name: Some(model::StatusName::Reachability),
                     status: Some(status),
-                    ..Default::default()
                 })
                 .into_iter()
                 .collect(),
@@ -352,7 +343,7 @@ const INSTANCES: Kind<Instance, Snapshot> = Kind {
             probe.value(if i.spec.metadata_options.instance_tags { "enabled" } else { "disabled" });
         }),
         ("monitoring-state", |i, _, probe| {
-            probe.value(if i.spec.monitoring { "enabled" } else { "disabled" })
+            probe.value(if i.spec.monitoring { "enabled" } else { "disabled" });
         }),
         ("network-interface.addresses.association.public-ip", |i, snapshot, probe| {
             let found = interfaces(i, snapshot);
