@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod coverage;
 mod models;
 
 /// Repository chores.
@@ -23,6 +24,8 @@ enum Chore {
         #[arg(long, value_name = "DIR")]
         botocore: Option<PathBuf>,
     },
+    /// Write `docs/coverage.md` from the services' tables of operations.
+    Coverage,
 }
 
 /// The repository's root.
@@ -35,6 +38,7 @@ fn root() -> PathBuf {
 fn main() -> ExitCode {
     let result = match Cli::parse().chore {
         Chore::Models { botocore } => models::regenerate(&root(), botocore),
+        Chore::Coverage => coverage::write(&root(), false),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
