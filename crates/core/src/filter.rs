@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 
+use crate::Pattern;
 use crate::id::shorten;
 use crate::tags::Tags;
 
@@ -240,7 +241,7 @@ impl Values {
     fn add(&mut self, value: &str) {
         let pattern = Pattern::new(value);
         match pattern.literal() {
-            Some(literal) => self.literals.push(literal),
+            Some(literal) => self.literals.push(literal.to_owned()),
             None => self.patterns.push(pattern),
         }
     }
@@ -255,110 +256,8 @@ impl Values {
     }
 }
 
-/// A value with wildcards: `*` is zero or more characters, `?` zero or one, and `\` makes the character after it stand
-/// for itself. Case counts.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pattern {
-    tokens: Vec<Token>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Token {
-    Char(char),
-    /// `?`
-    Optional,
-    /// `*`
-    Any,
-}
-
-impl Pattern {
-    /// Reads a pattern; every text is one. A `\` at the end stands for itself.
-    #[must_use]
-    pub fn new(text: &str) -> Self {
-        let mut tokens = Vec::with_capacity(text.len());
-        let mut chars = text.chars();
-        while let Some(c) = chars.next() {
-            let token = match c {
-                '*' => Token::Any,
-                '?' => Token::Optional,
-                '\\' => Token::Char(chars.next().unwrap_or('\\')),
-                c => Token::Char(c),
-            };
-            // What follows `*` directly adds nothing to it.
-            if tokens.last() != Some(&Token::Any) || matches!(token, Token::Char(_)) {
-                tokens.push(token);
-            }
-        }
-        Self { tokens }
-    }
-
-    /// The only text that matches, if there is only one.
-    #[must_use]
-    pub fn literal(&self) -> Option<String> {
-        self.tokens
-            .iter()
-            .map(|token| match token {
-                Token::Char(c) => Some(*c),
-                _ => None,
-            })
-            .collect()
-    }
-
-    /// Whether the whole text matches. Takes time proportional to the lengths of both.
-    #[must_use]
-    pub fn matches(&self, text: &str) -> bool {
-        // `reach[n]`: the first n tokens match what was read so far. Most patterns are short, and need no memory for it.
-        let n = self.tokens.len();
-        let (mut short, mut long);
-        let reach: &mut [bool] = if n < 64 {
-            short = [false; 64];
-            &mut short[..=n]
-        } else {
-            long = vec![false; n + 1];
-            &mut long
-        };
-        let open_end = self.tokens.last() == Some(&Token::Any);
-        reach[0] = true;
-        self.skip(reach);
-        for c in text.chars() {
-            let mut any = false;
-            // Backwards, so that every step sees the state before this character.
-            for i in (0..n).rev() {
-                let step = match self.tokens[i] {
-                    Token::Char(own) => reach[i] && own == c,
-                    Token::Optional => reach[i],
-                    // Either begins with this character, or goes on.
-                    Token::Any => reach[i] || reach[i + 1],
-                };
-                reach[i + 1] = step;
-                any |= step;
-            }
-            reach[0] = false;
-            if !any {
-                return false;
-            }
-            self.skip(reach);
-            if open_end && reach[n] {
-                return true;
-            }
-        }
-        reach[n]
-    }
-
-    /// Passes over tokens that need no character.
-    fn skip(&self, reach: &mut [bool]) {
-        for (i, token) in self.tokens.iter().enumerate() {
-            if reach[i] && !matches!(token, Token::Char(_)) {
-                reach[i + 1] = true;
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     struct Disk {
@@ -439,74 +338,5 @@ mod tests {
         assert_eq!(filters.literals("volume-id").unwrap(), ["a", "b*"]);
         assert_eq!(filters.literals("size"), None);
         assert_eq!(filters.literals("zone"), None);
-    }
-
-    #[test]
-    fn wildcards() {
-        for (pattern, text, expected) in [
-            ("", "", true),
-            ("", "a", false),
-            ("*", "", true),
-            ("*", "anything", true),
-            ("a*c", "ac", true),
-            ("a*c", "abbbc", true),
-            ("a*c", "abbb", false),
-            ("*b*", "abc", true),
-            ("*b*", "acc", false),
-            ("a?c", "abc", true),
-            ("a?c", "ac", true),
-            ("a?c", "abbc", false),
-            ("???", "ab", true),
-            ("???", "abcd", false),
-            ("a*?", "abc", true),
-            ("\\*amazon\\?\\\\", "*amazon?\\", true),
-            ("\\*amazon\\?\\\\", "xamazon?\\", false),
-            ("a\\", "a\\", true),
-            ("\\a", "a", true),
-            ("é?", "éß", true),
-            ("A*", "a", false),
-        ] {
-            assert_eq!(Pattern::new(pattern).matches(text), expected, "{pattern} {text}");
-        }
-        assert_eq!(Pattern::new("a\\*b").literal().as_deref(), Some("a*b"));
-        assert_eq!(Pattern::new("a*b").literal(), None);
-    }
-
-    #[test]
-    fn no_pattern_takes_long() {
-        let pattern = Pattern::new(&"*a?".repeat(85));
-        let text = "a".repeat(10_000) + "b";
-        let start = std::time::Instant::now();
-        assert!(pattern.matches(&text));
-        assert!(!Pattern::new(&("*a".repeat(127) + "c")).matches(&text));
-        assert!(start.elapsed().as_secs() < 5);
-    }
-
-    /// What a pattern means, by trying everything.
-    fn by_definition(tokens: &[Token], text: &[char]) -> bool {
-        match tokens {
-            [] => text.is_empty(),
-            [Token::Char(c), rest @ ..] => text.first() == Some(c) && by_definition(rest, &text[1..]),
-            [Token::Optional, rest @ ..] => {
-                by_definition(rest, text) || !text.is_empty() && by_definition(rest, &text[1..])
-            }
-            [Token::Any, rest @ ..] => (0..=text.len()).any(|n| by_definition(rest, &text[n..])),
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn matching_is_as_defined(pattern in "[ab*?]{0,8}", text in "[ab]{0,8}") {
-            let tokens: Vec<Token> = pattern
-                .chars()
-                .map(|c| match c {
-                    '*' => Token::Any,
-                    '?' => Token::Optional,
-                    c => Token::Char(c),
-                })
-                .collect();
-            let text_chars: Vec<char> = text.chars().collect();
-            prop_assert_eq!(Pattern::new(&pattern).matches(&text), by_definition(&tokens, &text_chars));
-        }
     }
 }
