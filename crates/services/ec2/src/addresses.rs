@@ -147,7 +147,7 @@ mod tests {
     async fn small_subnet(store: &haar_store::Store) -> Subnet {
         write(store, |tx| {
             defaults::ensure(tx, SCOPE)?;
-            let mut subnet = Subnet::clone(&*subnets::default_for(tx, SCOPE, None)?);
+            let mut subnet = Subnet::clone(&*subnets::default_for(tx, SCOPE, None, 1)?);
             subnet.cidr_block = "172.31.0.0/28".into();
             tx.put(subnet.clone());
             Ok(subnet)

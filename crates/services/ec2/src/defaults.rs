@@ -191,10 +191,10 @@ mod tests {
     async fn a_zone_has_a_default_subnet_and_the_group_is_found_by_name() {
         let store = store().await;
         let zone = "eu-central-1b";
-        let subnet = write(&store, |tx| subnets::default_for(tx, SCOPE, Some(zone))).await.unwrap();
+        let subnet = write(&store, |tx| subnets::default_for(tx, SCOPE, Some(zone), 1)).await.unwrap();
         assert_eq!((subnet.availability_zone.as_str(), subnet.cidr_block.as_str()), (zone, "172.31.16.0/20"));
         assert_eq!(subnets::available_addresses(&store.snapshot(), &subnet), 4091);
-        let wrong = write(&store, |tx| subnets::default_for(tx, SCOPE, Some("us-east-1a"))).await;
+        let wrong = write(&store, |tx| subnets::default_for(tx, SCOPE, Some("us-east-1a"), 1)).await;
         assert_eq!(wrong.unwrap_err().message, "Invalid availability zone: [us-east-1a]");
         let groups =
             write(&store, |tx| security_groups::resolve(tx, SCOPE, &subnet.vpc_id, &[], &[])).await.unwrap();

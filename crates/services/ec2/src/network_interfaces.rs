@@ -301,7 +301,7 @@ mod tests {
 
     async fn launched(handlers: &Handlers, instance_id: &str, public: bool) -> NetworkInterface {
         write(&handlers.store, |tx| {
-            let subnet = crate::subnets::default_for(tx, SCOPE, None)?;
+            let subnet = crate::subnets::default_for(tx, SCOPE, None, 1)?;
             let interface = LaunchInterface {
                 subnet: &subnet,
                 instance_id,

@@ -1108,7 +1108,7 @@ mod tests {
         // A rule on itself keeps no group.
         allow(&handlers, &web, vec![from_group(pair(&web))]).await.unwrap();
         write(&handlers.store, |tx| {
-            let subnet = crate::subnets::default_for(tx, SCOPE, None)?;
+            let subnet = crate::subnets::default_for(tx, SCOPE, None, 1)?;
             let interface = crate::network_interfaces::LaunchInterface {
                 subnet: &subnet,
                 instance_id: "i-00000000000000001",

@@ -24,12 +24,13 @@ pub fn find(tx: &mut Tx, scope: Scope<'_>, id: &str) -> Result<Entry<Subnet>> {
     Ok(tx.get(scope.account, scope.region, id).ok_or_else(|| ids::SUBNET.missing(id))?)
 }
 
-/// The default subnet of a zone, or of the region's first zone that has one. Makes the default VPC if need be.
+/// The default subnet of a zone; or of the region's first zone whose has room for `needed` more interfaces, or of the one
+/// that has the most. Makes the default VPC if need be.
 ///
 /// # Errors
 /// `InvalidParameterValue` for a zone that the region does not have; `MissingInput` when there is no default subnet;
 /// `VPCIdNotSpecified` when there is no default VPC.
-pub fn default_for(tx: &mut Tx, scope: Scope<'_>, zone: Option<&str>) -> Result<Entry<Subnet>> {
+pub fn default_for(tx: &mut Tx, scope: Scope<'_>, zone: Option<&str>, needed: u32) -> Result<Entry<Subnet>> {
     if let Some(zone) = zone {
         zones::check(scope.region, zone)?;
     }
@@ -40,7 +41,10 @@ pub fn default_for(tx: &mut Tx, scope: Scope<'_>, zone: Option<&str>) -> Result<
         .cloned()
         .collect();
     candidates.sort_by(|a, b| a.availability_zone.cmp(&b.availability_zone));
-    candidates.into_iter().next().ok_or_else(|| match zone {
+    let room = |subnet: &Entry<Subnet>| available_addresses(tx.snapshot(), subnet);
+    let roomy = candidates.iter().find(|subnet| room(subnet) >= needed);
+    let best = roomy.or_else(|| candidates.iter().max_by_key(|subnet| room(subnet))).cloned();
+    best.ok_or_else(|| match zone {
         Some(zone) => invalid_value(format!("No default subnet for availability zone: '{zone}'.")),
         None => haar_api::Error::new("MissingInput", "No subnets found for the default VPC"),
     })

@@ -383,7 +383,7 @@ fn plan_interfaces(
     let zone = input.placement.as_ref().and_then(|placement| placement.availability_zone.as_deref());
     let mut plans = Vec::new();
     if input.network_interfaces.is_empty() {
-        let subnet = subnet_of(scope, tx, input.subnet_id.as_deref(), zone)?;
+        let subnet = subnet_of(scope, tx, input.subnet_id.as_deref(), zone, input.max_count.unsigned_abs())?;
         if input.subnet_id.is_some() && !input.security_groups.is_empty() {
             return Err(combination("The parameter groupName cannot be used with the parameter subnet"));
         }
@@ -454,7 +454,7 @@ fn plan_interface(
     if let Some(id) = spec.network_interface_id.as_deref() {
         return plan_existing(scope, tx, spec, id, device_index);
     }
-    let subnet = subnet_of(scope, tx, spec.subnet_id.as_deref(), zone)?;
+    let subnet = subnet_of(scope, tx, spec.subnet_id.as_deref(), zone, 1)?;
     let public = match spec.associate_public_ip_address {
         Some(true) if count > 1 || device_index > 0 => {
             return Err(combination(
@@ -563,8 +563,14 @@ fn check_interfaces(
 }
 
 /// The subnet that a request names, or the default one of its zone or of any.
-fn subnet_of(scope: Scope<'_>, tx: &mut Tx, id: Option<&str>, zone: Option<&str>) -> Result<Subnet> {
-    let Some(id) = id else { return Ok(Subnet::clone(&*subnets::default_for(tx, scope, zone)?)) };
+fn subnet_of(
+    scope: Scope<'_>,
+    tx: &mut Tx,
+    id: Option<&str>,
+    zone: Option<&str>,
+    needed: u32,
+) -> Result<Subnet> {
+    let Some(id) = id else { return Ok(Subnet::clone(&*subnets::default_for(tx, scope, zone, needed)?)) };
     let subnet = subnets::find(tx, scope, id)?;
     match zone {
         Some(zone) if zone != subnet.availability_zone => Err(invalid_value(format!(
