@@ -143,9 +143,12 @@ def throughput(port: int, requests: list[bytes], connections: int) -> float:
 def process_tree(pid: int) -> list[int]:
     found = [pid]
     for task in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{task}/children") as children:
-            for child in children.read().split():
-                found += process_tree(int(child))
+        try:
+            with open(f"/proc/{pid}/task/{task}/children") as children:
+                for child in children.read().split():
+                    found += process_tree(int(child))
+        except FileNotFoundError:
+            pass  # a thread that has ended meanwhile
     return found
 
 
