@@ -58,17 +58,17 @@ def internet(launch):
     for command in (
         f"ip netns add {name}",
         f"ip link add {name} type veth peer name {name}p netns {name}",
-        f"ip addr add 192.0.2.1/24 dev {name}",
+        f"ip addr add 203.0.113.1/24 dev {name}",
         f"ip link set {name} up",
-        f"ip -n {name} addr add 192.0.2.2/24 dev {name}p",
+        f"ip -n {name} addr add 203.0.113.2/24 dev {name}p",
         f"ip -n {name} link set {name}p up",
         f"ip -n {name} link set lo up",
     ):
         output(*command.split())
     process = subprocess.Popen(["ip", "netns", "exec", name, sys.executable, "-c", SERVER])
     try:
-        wait_for(lambda: subprocess.run(["curl", "-s", "-m", "2", "http://192.0.2.2:8000/"], capture_output=True).returncode == 0, 15)
-        yield "192.0.2.2"
+        wait_for(lambda: subprocess.run(["curl", "-s", "-m", "2", "http://203.0.113.2:8000/"], capture_output=True).returncode == 0, 15)
+        yield "203.0.113.2"
     finally:
         process.kill()
         process.wait()
@@ -202,18 +202,21 @@ def test_members_of_a_group_are_let_in_and_nobody_else(ec2, server, client, serv
 
 def test_egress_is_enforced_and_answers_pass(ec2, client, client_group, internet):
     everything = {"IpProtocol": "-1", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}
-    question = f"wget -q -T 3 -O - http://{internet}:8000/"
-    assert client.succeeds(question)
+
+    def answered() -> bool:
+        return client.http("/", host=internet, port=8000, timeout=3) is not None
+
+    assert answered()
     ec2.revoke_security_group_egress(GroupId=client_group, IpPermissions=[everything])
     try:
-        wait_for(lambda: not client.succeeds(question), 15)
+        wait_for(lambda: not answered(), 15)
         # A new login from outside: the answers are part of what was let in.
         client.hang_up()
         assert client.run("echo still here") == "still here"
         # Metadata and names are not the groups' matter.
         assert client.http("/latest/meta-data/instance-id")[2].strip() == client.id
         ec2.authorize_security_group_egress(GroupId=client_group, IpPermissions=[port(8000, cidr=f"{internet}/32")])
-        wait_for(lambda: client.succeeds(question), 15)
+        wait_for(answered, 15)
         ec2.revoke_security_group_egress(GroupId=client_group, IpPermissions=[port(8000, cidr=f"{internet}/32")])
     finally:
         ec2.authorize_security_group_egress(GroupId=client_group, IpPermissions=[everything])
@@ -221,7 +224,7 @@ def test_egress_is_enforced_and_answers_pass(ec2, client, client_group, internet
 
 def test_guests_reach_what_the_host_reaches_and_are_not_seen(client, internet):
     """The network beyond the host has no route back to instances: it answers because it is asked from the host's address."""
-    assert client.run(f"wget -q -T 5 -O - http://{internet}:8000/") == "192.0.2.1"
+    assert client.http("/", host=internet, port=8000)[2].strip() == "203.0.113.1"
 
 
 def test_guests_reach_each_other_by_public_addresses(ec2, server, client, server_group):
@@ -264,7 +267,7 @@ def test_a_neighbour_s_address_cannot_be_taken(ec2, server, client, server_group
 def test_the_host_is_not_open_to_guests(client, daemon):
     """The API listens on the host's loopback, and no address that a guest can reach leads there."""
     for address in ("127.0.0.1", "172.31.0.1", "169.254.169.254"):
-        assert not client.succeeds(f"wget -q -T 2 -O - http://{address}:{daemon.port}/_haar/health"), address
+        assert client.http("/_haar/health", host=address, port=daemon.port, timeout=2) is None, address
 
 
 def test_a_chosen_private_address_is_given(launch, ec2, client):
