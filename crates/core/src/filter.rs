@@ -3,7 +3,6 @@
 //! A service declares once which filters an operation has and where their values come from, as a [`FilterTable`]. A
 //! request's filters are checked and compiled against the table, and then asked for every record.
 
-use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 
 use crate::Pattern;
@@ -189,7 +188,8 @@ impl<T, C> Filters<T, C> {
     }
 
     /// Names and values as they came, for a [`Fingerprint`](crate::Fingerprint).
-    pub fn raw(&self) -> BTreeMap<&str, &[String]> {
+    #[must_use]
+    pub fn raw(&self) -> Vec<(&str, &[String])> {
         self.filters.iter().map(|filter| (filter.name.as_str(), filter.raw.as_slice())).collect()
     }
 }
@@ -330,6 +330,15 @@ mod tests {
         let long = "é".repeat(256);
         assert_eq!(FILTERS.parse([(Some("size"), [long.as_str()])]).unwrap_err(), FilterError::ValueTooLong);
         assert!(FILTERS.parse([(Some("size"), [&long[2..]])]).is_ok());
+    }
+
+    #[test]
+    fn requests_with_other_filters_are_told_apart() {
+        let print = |filters| crate::Fingerprint::of(&parse(filters).unwrap().raw());
+        let one = print(&[("zone", &["a"]), ("zone", &["b"])]);
+        assert_eq!(one, print(&[("zone", &["a"]), ("zone", &["b"])]));
+        assert_ne!(one, print(&[("zone", &["c"]), ("zone", &["b"])]));
+        assert_ne!(one, print(&[("zone", &["a", "b"])]));
     }
 
     #[test]

@@ -190,14 +190,6 @@ impl Store {
         WatchAll::new(Arc::clone(&memory.log), memory.latest.clone(), from)
     }
 
-    /// Waits until the store has this revision, or a later one.
-    ///
-    /// # Errors
-    /// [`StoreError::Closed`] when it is closed before that.
-    pub async fn reached(&self, revision: Revision) -> Result<(), StoreError> {
-        self.inner.memory.reached(revision).await
-    }
-
     /// Makes a lease that expires when it was not kept alive for `ttl`; a backend may round `ttl` up to whole seconds.
     ///
     /// # Errors

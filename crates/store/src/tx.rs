@@ -126,12 +126,6 @@ impl Tx {
         Some(old)
     }
 
-    /// Whether nothing was written so far.
-    #[must_use]
-    pub fn is_read_only(&self) -> bool {
-        self.writes.is_empty() && self.error.is_none()
-    }
-
     fn position<T: Resource>(&self) -> usize {
         self.base
             .0
