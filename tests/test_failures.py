@@ -165,7 +165,7 @@ def test_a_disk_that_fills_up_under_a_guest(small_disk, make_daemon):
         statuses = launch.ec2.describe_instance_status(InstanceIds=[guest.id])["InstanceStatuses"]
         return statuses and "impaired" in (statuses[0]["SystemStatus"]["Status"], statuses[0]["InstanceStatus"]["Status"])
 
-    wait_for(impaired, 60, 0.5, "the instance was not reported impaired")
+    wait_for(impaired, 120, 0.5, "the instance was not reported impaired")
     ballast.unlink()
     guest.hang_up()
     guest.wait_for_login(60)
