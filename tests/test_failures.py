@@ -158,14 +158,13 @@ def test_a_disk_that_fills_up_under_a_guest(small_disk, make_daemon):
     guest = launch(InstanceType="t3.nano")
     other_boot = guest.boot_id()
     ballast = fill(small_disk, leave=4 << 20)
-    guest.run("setsid dd if=/dev/urandom of=/root/large bs=1M count=48 >/dev/null 2>&1 &")
-    wait_for(lambda: shutil.disk_usage(small_disk).free < 1 << 20, 60, 0.5, "the guest wrote nothing")
+    guest.run("setsid dd if=/dev/urandom of=/root/large bs=1M count=48 conv=fsync >/dev/null 2>&1 &")
 
     def impaired():
         statuses = launch.ec2.describe_instance_status(InstanceIds=[guest.id])["InstanceStatuses"]
         return statuses and "impaired" in (statuses[0]["SystemStatus"]["Status"], statuses[0]["InstanceStatus"]["Status"])
 
-    wait_for(impaired, 120, 0.5, "the instance was not reported impaired")
+    wait_for(impaired, 180, 0.5, "the instance was not reported impaired")
     ballast.unlink()
     guest.hang_up()
     guest.wait_for_login(60)
