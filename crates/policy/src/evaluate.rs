@@ -80,7 +80,8 @@ pub struct Policies<'a> {
 pub struct Resource<'a> {
     /// The ARN; `*` for an action that has no resources. What is about to be made has an ARN with `*` for its id.
     pub arn: &'a str,
-    /// The account that owns it (`aws:ResourceAccount`). If empty, the caller's.
+    /// The account that owns it (`aws:ResourceAccount`). If empty, the request stays inside the caller's account, and the key
+    /// is absent.
     pub account: &'a str,
     /// Its keys, as `aws:ResourceTag/…` and `ec2:InstanceType`.
     pub keys: &'a dyn Keys,
