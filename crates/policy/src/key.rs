@@ -330,6 +330,7 @@ mod tests {
         let first = Context::new().with("a:x", ["1"]);
         let second = Context::new().with("A:X", ["2"]).with("a:y", ["3", "4"]);
         assert_eq!((&first, &second).get(&Key::new("a:x")), Some("1".into()));
+        assert_eq!((&first, &second).get(&Key::new("a:y")), Some(["3", "4"].into_iter().collect()));
         assert_eq!((Some(second), first).get(&Key::new("a:x")), Some("2".into()));
         assert_eq!(
             Context::new().with("a:y", ["3", "4"]).get(&Key::new("a:Y")),

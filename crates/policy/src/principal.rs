@@ -326,7 +326,7 @@ impl Name {
 
     fn grant(&self, principal: &Principal) -> Grant {
         let kind = &principal.kind;
-        let granted = match self.form {
+        match self.form {
             Form::Everyone if principal.in_account() || *kind == PrincipalKind::Anonymous => Grant::Direct,
             Form::Account if principal.account == self.written => account_grant(principal),
             Form::Root if principal.account == account_of(&self.written) => account_grant(principal),
@@ -361,8 +361,7 @@ impl Name {
                 _ => Grant::None,
             },
             Form::Everyone | Form::Account | Form::Root | Form::CanonicalUser => Grant::None,
-        };
-        if self.form == Form::Arn && !principal.in_account() { Grant::None } else { granted }
+        }
     }
 }
 
