@@ -3,14 +3,13 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use hmac::{Hmac, Mac};
+use haar_api::sigv4::Signer;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
+use hyper::http::request::Builder;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
-use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
-use time::macros::format_description;
 use tokio::net::TcpStream;
 
 use crate::credentials::Credentials;
@@ -39,8 +38,8 @@ impl<'a> Client<'a> {
 
     /// What the daemon says of itself at `/_haar/health`; an error if it does not answer within `patience`.
     pub fn health(&self, patience: Duration) -> Result<serde_json::Value> {
-        let request = Request::builder().method(Method::GET).uri("/_haar/health");
-        let (status, body) = self.send(request, Bytes::new(), patience)?;
+        let request = self.request(Method::GET, "/_haar/health");
+        let (status, body) = self.send(finish(request, Bytes::new()), patience)?;
         if status != StatusCode::OK {
             return Err(self.broken(status));
         }
@@ -49,11 +48,9 @@ impl<'a> Client<'a> {
 
     /// Tells the daemon that the image library has changed.
     pub fn rescan_images(&self) -> Result<()> {
-        let request = Request::builder()
-            .method(Method::POST)
-            .uri("/_haar/images/rescan")
-            .header(ADMIN_HEADER, &self.daemon.admin_token);
-        let (status, _) = self.send(request, Bytes::new(), PATIENCE)?;
+        let request =
+            self.request(Method::POST, "/_haar/images/rescan").header(ADMIN_HEADER, &self.daemon.admin_token);
+        let (status, _) = self.send(finish(request, Bytes::new()), PATIENCE)?;
         if status.is_success() { Ok(()) } else { Err(self.broken(status)) }
     }
 
@@ -63,29 +60,31 @@ impl<'a> Client<'a> {
         for (name, value) in parameters {
             let _ = write!(body, "&{name}={}", encode(value));
         }
-        let host = self.daemon.endpoint()["http://".len()..].to_owned();
-        let signature =
-            sign(keys, &self.daemon.config.region, "ec2", &host, body.as_bytes(), OffsetDateTime::now_utc());
-        let request = Request::builder()
-            .method(Method::POST)
-            .uri("/")
-            .header("content-type", FORM)
-            .header("x-amz-date", signature.date)
-            .header("authorization", signature.authorization);
-        let (status, answer) = self.send(request, body.into(), PATIENCE)?;
+        let request = self.request(Method::POST, "/").header("content-type", FORM);
+        let (mut parts, body) = finish(request, body.into()).into_parts();
+        let region = &self.daemon.config.region;
+        let signer = Signer::new(&keys.access_key_id, &keys.secret_access_key, region, "ec2");
+        signer
+            .sign(&mut parts, &body, OffsetDateTime::now_utc())
+            .map_err(|e| Error::Setting(format!("the keys cannot be used: {e}")))?;
+        let (status, answer) = self.send(Request::from_parts(parts, body), PATIENCE)?;
         let answer = String::from_utf8(answer.into()).map_err(|e| Error::Answer(e.to_string()))?;
         if status.is_success() { Ok(answer) } else { Err(api_error(status, &answer)) }
     }
 
-    fn send(
-        &self,
-        request: hyper::http::request::Builder,
-        body: Bytes,
-        patience: Duration,
-    ) -> Result<(StatusCode, Bytes)> {
-        let endpoint = self.daemon.endpoint();
-        let host = endpoint["http://".len()..].to_owned();
-        let request = request.header("host", &host).body(Full::new(body)).expect("the parts are valid");
+    /// A request to the daemon.
+    fn request(&self, method: Method, path: &str) -> Builder {
+        Request::builder().method(method).uri(path).header("host", self.host())
+    }
+
+    /// Where the daemon listens: address and port.
+    fn host(&self) -> String {
+        self.daemon.endpoint()["http://".len()..].to_owned()
+    }
+
+    fn send(&self, request: Request<Bytes>, patience: Duration) -> Result<(StatusCode, Bytes)> {
+        let (endpoint, host) = (self.daemon.endpoint(), self.host());
+        let request = request.map(Full::new);
         let exchange = async {
             let stream = TcpStream::connect(&host).await.map_err(|e| e.to_string())?;
             let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
@@ -109,6 +108,10 @@ impl<'a> Client<'a> {
     }
 }
 
+fn finish(request: Builder, body: Bytes) -> Request<Bytes> {
+    request.body(body).expect("the parts are valid")
+}
+
 /// The error in an answer of the EC2 API.
 fn api_error(status: StatusCode, answer: &str) -> Error {
     let document = roxmltree::Document::parse(answer);
@@ -124,50 +127,6 @@ fn api_error(status: StatusCode, answer: &str) -> Error {
 }
 
 const FORM: &str = "application/x-www-form-urlencoded; charset=utf-8";
-
-/// What a request must carry to be signed.
-struct Signature {
-    date: String,
-    authorization: String,
-}
-
-/// Signs a form posted to `/`, by Signature Version 4 (AWS General Reference, "Create a signed AWS API request").
-fn sign(
-    keys: &Credentials,
-    region: &str,
-    service: &str,
-    host: &str,
-    body: &[u8],
-    now: OffsetDateTime,
-) -> Signature {
-    let date = now
-        .format(format_description!("[year][month][day]T[hour][minute][second]Z"))
-        .expect("the format has only fields that a UTC time has");
-    let scope = format!("{}/{region}/{service}/aws4_request", &date[..8]);
-    let signed_headers = "content-type;host;x-amz-date";
-    let canonical = format!(
-        "POST\n/\n\ncontent-type:{FORM}\nhost:{host}\nx-amz-date:{date}\n\n{signed_headers}\n{}",
-        hex::encode(Sha256::digest(body))
-    );
-    let to_sign =
-        format!("AWS4-HMAC-SHA256\n{date}\n{scope}\n{}", hex::encode(Sha256::digest(canonical.as_bytes())));
-    let mut key = format!("AWS4{}", keys.secret_access_key).into_bytes();
-    for part in scope.split('/') {
-        key = hmac(&key, part);
-    }
-    let authorization = format!(
-        "AWS4-HMAC-SHA256 Credential={}/{scope}, SignedHeaders={signed_headers}, Signature={}",
-        keys.access_key_id,
-        hex::encode(hmac(&key, &to_sign))
-    );
-    Signature { date, authorization }
-}
-
-fn hmac(key: &[u8], message: &str) -> Vec<u8> {
-    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes a key of any length");
-    mac.update(message.as_bytes());
-    mac.finalize().into_bytes().to_vec()
-}
 
 /// Percent-encodes all but RFC 3986's unreserved characters.
 fn encode(text: &str) -> String {
@@ -185,27 +144,6 @@ fn encode(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// The expected value is what botocore 1.43 computes for the same request.
-    #[test]
-    fn the_signature_is_the_one_of_botocore() {
-        let keys = Credentials {
-            account_id: "123456789012".into(),
-            access_key_id: "AKIDEXAMPLE".into(),
-            secret_access_key: "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY".into(),
-        };
-        let now = OffsetDateTime::from_unix_timestamp(1_440_938_160).unwrap();
-        let body = b"Action=DescribeInstances&Version=2016-11-15&Filter.1.Name=tag%3Aa%20b";
-        let signature = sign(&keys, "us-east-1", "ec2", "127.0.0.1:4566", body, now);
-        assert_eq!(signature.date, "20150830T123600Z");
-        assert!(
-            signature
-                .authorization
-                .ends_with("Signature=5b6fe82d842cd407bcd08238332af1103dbd21d798d25518f5046b33d0a51a8a"),
-            "{}",
-            signature.authorization
-        );
-    }
 
     #[test]
     fn parameters_are_encoded_as_signatures_need_it() {

@@ -1,0 +1,208 @@
+//! Signature version 4, in the `Authorization` header and presigned (IAM User Guide, "AWS Signature Version 4 for API requests").
+//!
+//! The algorithm stands here once: [`Canonical`] is a request in the form that is signed. [`Signer`] makes signatures,
+//! [`Signature`] reads and checks them.
+
+use hmac::{Hmac, Mac};
+use http::request::Parts;
+use http::{HeaderName, header};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, percent_encode};
+use sha2::{Digest, Sha256};
+use time::format_description::BorrowedFormatItem;
+use time::macros::format_description;
+use time::{OffsetDateTime, PrimitiveDateTime, UtcOffset};
+
+mod sign;
+mod verify;
+
+pub use sign::{Signer, Unsignable};
+pub use verify::{Rejection, Signature};
+
+/// The only algorithm.
+const ALGORITHM: &str = "AWS4-HMAC-SHA256";
+
+/// What ends every credential scope.
+const TERMINATOR: &str = "aws4_request";
+
+/// `x-amz-content-sha256` of a request whose body is not signed.
+const UNSIGNED_PAYLOAD: &str = "UNSIGNED-PAYLOAD";
+
+/// The format of `X-Amz-Date`.
+const BASIC: &[BorrowedFormatItem<'static>] =
+    format_description!("[year][month][day]T[hour][minute][second]Z");
+
+/// The characters that URI encoding leaves alone.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// How a service's signatures write the path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PathStyle {
+    /// Normalized (RFC 3986, section 6), and every segment of it, as sent, encoded once more.
+    Normalized,
+    /// As sent, encoded once: S3, whose keys may contain `//` and `..`.
+    AsSent,
+}
+
+impl PathStyle {
+    /// The style of the service with this signing name.
+    pub fn of(service: &str) -> Self {
+        match service {
+            "s3" | "s3-object-lambda" | "s3-outposts" | "s3express" => PathStyle::AsSent,
+            _ => PathStyle::Normalized,
+        }
+    }
+}
+
+/// A request in the form that is signed.
+///
+/// Names and values are bytes as they came (decoded from percent-encoding, in the query string): two requests that differ in
+/// what they say never have the same canonical form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Canonical {
+    /// The HTTP method.
+    pub method: String,
+    /// The canonical path; see [`canonical_path`].
+    pub path: String,
+    /// The parameters of the query string, decoded, without `X-Amz-Signature`.
+    pub query: Vec<(Vec<u8>, Vec<u8>)>,
+    /// The signed headers: names in lower case, values of one name joined by commas.
+    pub headers: Vec<(String, Vec<u8>)>,
+    /// SHA-256 of the body in hexadecimal, or `UNSIGNED-PAYLOAD`.
+    pub payload: String,
+}
+
+impl Canonical {
+    /// The canonical request. It is text unless a header is not.
+    pub fn request(&self) -> Vec<u8> {
+        let mut headers: Vec<_> = self.headers.iter().collect();
+        headers.sort_unstable();
+        let mut out = format!("{}\n{}\n{}\n", self.method, self.path, self.query_string()).into_bytes();
+        for (name, value) in &headers {
+            out.extend_from_slice(name.as_bytes());
+            out.push(b':');
+            out.extend_from_slice(value);
+            out.push(b'\n');
+        }
+        let names: Vec<&str> = headers.iter().map(|(name, _)| name.as_str()).collect();
+        out.extend_from_slice(format!("\n{}\n{}", names.join(";"), self.payload).as_bytes());
+        out
+    }
+
+    /// The names of the signed headers, as `SignedHeaders` has them.
+    pub fn signed_headers(&self) -> String {
+        let mut names: Vec<&str> = self.headers.iter().map(|(name, _)| name.as_str()).collect();
+        names.sort_unstable();
+        names.join(";")
+    }
+
+    /// What is signed: algorithm, time, scope and the canonical request's hash.
+    pub fn string_to_sign(&self, at: OffsetDateTime, scope: &Scope<'_>) -> String {
+        format!("{ALGORITHM}\n{}\n{scope}\n{}", format_basic(at), sha256_hex(&self.request()))
+    }
+
+    /// The signature, in hexadecimal.
+    pub fn sign(&self, secret: &str, at: OffsetDateTime, scope: &Scope<'_>) -> String {
+        let first = mac(format!("AWS4{secret}").as_bytes(), scope.day.as_bytes());
+        let key = [scope.region, scope.service, TERMINATOR]
+            .iter()
+            .fold(first, |key, part| mac(&key, part.as_bytes()));
+        hex::encode(mac(&key, self.string_to_sign(at, scope).as_bytes()))
+    }
+
+    fn query_string(&self) -> String {
+        let encode = |text: &[u8]| percent_encode(text, ENCODED).to_string();
+        let mut pairs: Vec<_> =
+            self.query.iter().map(|(name, value)| (encode(name), encode(value))).collect();
+        pairs.sort_unstable();
+        pairs.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("&")
+    }
+}
+
+/// What a signature is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scope<'a> {
+    /// The day, `YYYYMMDD`.
+    pub day: &'a str,
+    /// The region.
+    pub region: &'a str,
+    /// The service's signing name.
+    pub service: &'a str,
+}
+
+impl std::fmt::Display for Scope<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}/{}/{TERMINATOR}", self.day, self.region, self.service)
+    }
+}
+
+/// A path as signatures write it.
+pub fn canonical_path(path: &str, style: PathStyle) -> String {
+    if style == PathStyle::AsSent {
+        let decoded: Vec<u8> = percent_decode(path.as_bytes()).collect();
+        let segments: Vec<_> = decoded
+            .split(|&byte| byte == b'/')
+            .map(|segment| percent_encode(segment, ENCODED).to_string())
+            .collect();
+        return segments.join("/");
+    }
+    let mut segments: Vec<&str> = Vec::new();
+    for segment in path.split('/') {
+        match segment {
+            "" | "." => {}
+            ".." => drop(segments.pop()),
+            segment => segments.push(segment),
+        }
+    }
+    let encoded: Vec<_> =
+        segments.iter().map(|segment| percent_encode(segment.as_bytes(), ENCODED).to_string()).collect();
+    let slash = if path.ends_with('/') && !segments.is_empty() { "/" } else { "" };
+    format!("/{}{slash}", encoded.join("/"))
+}
+
+/// The parameters of a query string, decoded.
+pub fn parse_query(query: &str) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let decode = |text: &str| percent_decode(text.replace('+', " ").as_bytes()).collect();
+    query
+        .split('&')
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+        .map(|(name, value)| (decode(name), decode(value)))
+        .collect()
+}
+
+/// A header's values in one line, white space folded; none when the request does not have it.
+fn canonical_header(request: &Parts, name: &str) -> Option<Vec<u8>> {
+    if name == "host" && !request.headers.contains_key(header::HOST) {
+        return request.uri.authority().map(|authority| authority.as_str().into());
+    }
+    let name = HeaderName::try_from(name).ok()?;
+    let values: Vec<_> = request.headers.get_all(name).iter().map(|value| fold(value.as_bytes())).collect();
+    (!values.is_empty()).then(|| values.join(&b','))
+}
+
+/// A header's value without white space around it, and one space for white space within it.
+pub fn fold(value: &[u8]) -> Vec<u8> {
+    let words = value.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join(&b' ')
+}
+
+fn mac(key: &[u8], data: &[u8]) -> [u8; 32] {
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
+    mac.update(data);
+    mac.finalize().into_bytes().into()
+}
+
+/// SHA-256 in hexadecimal.
+pub fn sha256_hex(data: &[u8]) -> String {
+    hex::encode(Sha256::digest(data))
+}
+
+/// Reads a time in ISO 8601 basic format, in UTC.
+fn basic(text: &str) -> Option<OffsetDateTime> {
+    PrimitiveDateTime::parse(text, BASIC).ok().map(PrimitiveDateTime::assume_utc)
+}
+
+/// A time in ISO 8601 basic format, in UTC.
+fn format_basic(at: OffsetDateTime) -> String {
+    at.to_offset(UtcOffset::UTC).format(BASIC).unwrap_or_default()
+}

@@ -1,0 +1,287 @@
+//! Reading and checking signatures.
+
+use http::request::Parts;
+use http::{HeaderMap, header};
+use subtle::ConstantTimeEq;
+use time::{Duration, OffsetDateTime};
+
+use super::{
+    ALGORITHM, Canonical, PathStyle, Scope, TERMINATOR, UNSIGNED_PAYLOAD, basic, canonical_header,
+    canonical_path, format_basic, parse_query, sha256_hex,
+};
+
+/// How far the clocks of client and server may differ.
+const SKEW: Duration = Duration::minutes(15);
+
+/// Longest life of a presigned request.
+const MAX_EXPIRES: i64 = 7 * 24 * 3600;
+
+/// The longest element of a credential scope.
+const MAX_ELEMENT: usize = 128;
+
+/// The greatest number of signed headers: more than a request may have.
+const MAX_SIGNED_HEADERS: usize = 128;
+
+/// What a request says of its signature.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signature {
+    /// The key that signed.
+    pub access_key_id: String,
+    /// Day of the credential scope, `YYYYMMDD`.
+    pub day: String,
+    /// Region of the credential scope.
+    pub region: String,
+    /// Service of the credential scope.
+    pub service: String,
+    /// Session token of temporary credentials.
+    pub session_token: Option<String>,
+    /// How the path was signed: as the service's signatures write it.
+    pub paths: PathStyle,
+    signed_headers: Vec<String>,
+    signature: String,
+    at: OffsetDateTime,
+    /// Seconds for which a presigned request is good; none for a signature in the header.
+    expires: Option<i64>,
+}
+
+/// Why a request is not accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rejection {
+    /// It is not signed.
+    Missing,
+    /// Its signature cannot be read, for this reason.
+    Incomplete(String),
+    /// Its signature is older or newer than the clock allows, in words.
+    Expired(String),
+    /// It is signed otherwise than its key and content give, in words.
+    Mismatch(String),
+}
+
+fn incomplete(reason: impl Into<String>) -> Rejection {
+    Rejection::Incomplete(reason.into())
+}
+
+impl Signature {
+    /// Reads the signature of a request, from its `Authorization` header or its query string.
+    ///
+    /// # Errors
+    /// [`Rejection::Missing`] and [`Rejection::Incomplete`].
+    pub fn of(request: &Parts) -> Result<Self, Rejection> {
+        if let Some(value) = request.headers.get(header::AUTHORIZATION) {
+            let value = value.to_str().map_err(|_| incomplete("The Authorization header is not text."))?;
+            return Self::of_header(value, &request.headers);
+        }
+        let query = parse_query(request.uri.query().unwrap_or_default());
+        match query.iter().any(|(name, _)| name.starts_with(b"X-Amz-")) {
+            true => Self::of_query(&query),
+            false => Err(Rejection::Missing),
+        }
+    }
+
+    fn of_header(value: &str, headers: &HeaderMap) -> Result<Self, Rejection> {
+        let rest = value.strip_prefix(ALGORITHM).filter(|rest| rest.is_empty() || rest.starts_with(' '));
+        let rest =
+            rest.ok_or_else(|| incomplete(format!("The Authorization header must begin with {ALGORITHM}.")))?;
+        let part = |name: &str| {
+            let mut parts = rest.split([',', ' ']).filter_map(|part| part.split_once('='));
+            parts
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| value)
+                .filter(|value| !value.is_empty())
+                .ok_or_else(|| incomplete(format!("Authorization header requires '{name}' parameter.")))
+        };
+        let (credential, signed, signature) =
+            (part("Credential")?, part("SignedHeaders")?, part("Signature")?);
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let at = match text("x-amz-date") {
+            Some(date) => basic(date),
+            None => text("date").and_then(|date| {
+                OffsetDateTime::parse(date, &time::format_description::well_known::Rfc2822)
+                    .ok()
+                    .or_else(|| basic(date))
+            }),
+        };
+        let at = at.ok_or_else(|| {
+            incomplete("Authorization header requires existence of either a 'X-Amz-Date' or a 'Date' header.")
+        })?;
+        let token = text("x-amz-security-token").map(str::to_owned);
+        Self::new(credential, signed, signature, at, None, token)
+    }
+
+    fn of_query(query: &[(Vec<u8>, Vec<u8>)]) -> Result<Self, Rejection> {
+        let get = |name: &str| {
+            let (_, value) = query.iter().find(|(key, _)| key == name.as_bytes())?;
+            std::str::from_utf8(value).ok().filter(|value| !value.is_empty())
+        };
+        let need = |name: &str| {
+            get(name).ok_or_else(|| incomplete(format!("AWS query-string parameters must include '{name}'.")))
+        };
+        if need("X-Amz-Algorithm")? != ALGORITHM {
+            return Err(incomplete(format!("X-Amz-Algorithm must be {ALGORITHM}.")));
+        }
+        let at = basic(need("X-Amz-Date")?).ok_or_else(|| {
+            incomplete("X-Amz-Date must be in the ISO8601 Long Format \"yyyyMMdd'T'HHmmss'Z'\".")
+        })?;
+        let expires =
+            need("X-Amz-Expires")?.parse().ok().filter(|seconds| (1..=MAX_EXPIRES).contains(seconds));
+        let expires = expires
+            .ok_or_else(|| incomplete(format!("X-Amz-Expires must be from 1 to {MAX_EXPIRES} seconds.")))?;
+        let token = get("X-Amz-Security-Token").map(str::to_owned);
+        let (signed, signature) = (need("X-Amz-SignedHeaders")?, need("X-Amz-Signature")?);
+        Self::new(need("X-Amz-Credential")?, signed, signature, at, Some(expires), token)
+    }
+
+    fn new(
+        credential: &str,
+        signed: &str,
+        signature: &str,
+        at: OffsetDateTime,
+        expires: Option<i64>,
+        session_token: Option<String>,
+    ) -> Result<Self, Rejection> {
+        let mut elements = credential.splitn(6, '/');
+        let mut element = || elements.next().unwrap_or_default();
+        let (access_key_id, day, region, service, terminator) =
+            (element(), element(), element(), element(), element());
+        if terminator != TERMINATOR || !element().is_empty() {
+            return Err(incomplete(
+                "Credential must have exactly 5 slash-delimited elements, e.g. keyid/date/region/service/term.",
+            ));
+        }
+        if [access_key_id, day, region, service]
+            .iter()
+            .any(|part| part.is_empty() || part.len() > MAX_ELEMENT)
+        {
+            return Err(incomplete("An element of the Credential is empty or too long."));
+        }
+        let mut signed_headers: Vec<String> =
+            signed.split(';').take(MAX_SIGNED_HEADERS + 1).map(str::to_ascii_lowercase).collect();
+        if signed_headers.len() > MAX_SIGNED_HEADERS {
+            return Err(incomplete("SignedHeaders names too many headers."));
+        }
+        signed_headers.sort_unstable();
+        if !signed_headers.iter().any(|name| name == "host" || name == ":authority") {
+            return Err(incomplete(
+                "'Host' or ':authority' must be a 'SignedHeader' in the AWS Authorization.",
+            ));
+        }
+        Ok(Self {
+            access_key_id: access_key_id.to_owned(),
+            day: day.to_owned(),
+            region: region.to_owned(),
+            service: service.to_owned(),
+            session_token,
+            paths: PathStyle::of(service),
+            signed_headers,
+            signature: signature.to_owned(),
+            at,
+            expires,
+        })
+    }
+
+    /// Checks that the request's signature is that of the key's secret, and still good.
+    ///
+    /// # Errors
+    /// [`Rejection::Expired`] and [`Rejection::Mismatch`].
+    pub fn verify(
+        &self,
+        secret: &str,
+        request: &Parts,
+        body: &[u8],
+        now: OffsetDateTime,
+    ) -> Result<(), Rejection> {
+        self.check_time(now)?;
+        self.check_headers(&request.headers)?;
+        let scope = Scope { day: &self.day, region: &self.region, service: &self.service };
+        let expected = self.canonical(request, body)?.sign(secret, self.at, &scope);
+        if bool::from(expected.as_bytes().ct_eq(self.signature.as_bytes())) {
+            return Ok(());
+        }
+        Err(Rejection::Mismatch(
+            "The request signature we calculated does not match the signature you provided. Check your AWS Secret Access Key and signing method. Consult the service documentation for details.".to_owned(),
+        ))
+    }
+
+    fn check_time(&self, now: OffsetDateTime) -> Result<(), Rejection> {
+        let (at, clock) = (format_basic(self.at), format_basic(now));
+        if !at.starts_with(&self.day) {
+            return Err(Rejection::Mismatch(format!(
+                "Date in Credential scope does not match YYYYMMDD from ISO-8601 version of date from HTTP: '{}' != '{}', from '{at}'.",
+                self.day,
+                &at[..8]
+            )));
+        }
+        let good_for = self.expires.map_or(SKEW, Duration::seconds);
+        if self.at - now > SKEW {
+            let limit = format_basic(now + SKEW);
+            return Err(Rejection::Expired(format!(
+                "Signature not yet current: {at} is still later than {limit} ({clock} + 15 min.)"
+            )));
+        }
+        if now - self.at > good_for {
+            let limit = format_basic(now - good_for);
+            let good_for = match self.expires {
+                None => "15 min.".to_owned(),
+                Some(seconds) => format!("{seconds} s"),
+            };
+            return Err(Rejection::Expired(format!(
+                "Signature expired: {at} is now earlier than {limit} ({clock} - {good_for})"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Every `X-Amz-*` header must be signed: they say what is asked for. The session token alone may be added afterwards; it is
+    /// compared with the key's.
+    fn check_headers(&self, headers: &HeaderMap) -> Result<(), Rejection> {
+        let unsigned = headers.keys().find(|name| {
+            let name = name.as_str();
+            name.starts_with("x-amz-")
+                && name != "x-amz-security-token"
+                && !self.signed_headers.iter().any(|signed| signed == name)
+        });
+        match unsigned {
+            None => Ok(()),
+            Some(name) => Err(Rejection::Mismatch(format!(
+                "There were headers present in the request which were not signed: {name}"
+            ))),
+        }
+    }
+
+    /// The hash of the body as it was signed.
+    fn payload(&self, request: &Parts, body: &[u8]) -> Result<String, Rejection> {
+        let told = request.headers.get("x-amz-content-sha256").map(http::HeaderValue::as_bytes);
+        match told {
+            Some(told) if told == UNSIGNED_PAYLOAD.as_bytes() => Ok(UNSIGNED_PAYLOAD.to_owned()),
+            Some(told) if told != sha256_hex(body).as_bytes() => Err(Rejection::Mismatch(
+                "The value of x-amz-content-sha256 is not the SHA-256 of the request's body.".to_owned(),
+            )),
+            _ => Ok(sha256_hex(body)),
+        }
+    }
+
+    /// The request in the form that this signature must be of.
+    ///
+    /// # Errors
+    /// [`Rejection::Mismatch`] where a signed header is missing, or the body is not that of `X-Amz-Content-Sha256`.
+    pub fn canonical(&self, request: &Parts, body: &[u8]) -> Result<Canonical, Rejection> {
+        let payload = self.payload(request, body)?;
+        let header = |name: &String| {
+            canonical_header(request, name).map(|value| (name.clone(), value)).ok_or_else(|| {
+                Rejection::Mismatch(format!("The signed header '{name}' is not in the request."))
+            })
+        };
+        let headers = self.signed_headers.iter().map(header).collect::<Result<_, _>>()?;
+        let mut query = parse_query(request.uri.query().unwrap_or_default());
+        if self.expires.is_some() {
+            query.retain(|(name, _)| name != b"X-Amz-Signature");
+        }
+        Ok(Canonical {
+            method: request.method.to_string(),
+            path: canonical_path(request.uri.path(), self.paths),
+            query,
+            headers,
+            payload,
+        })
+    }
+}
