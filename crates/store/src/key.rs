@@ -79,14 +79,20 @@ impl Key {
     /// [`StoreError::InvalidKey`] when a part is empty or holds a control character, when account or region contain
     /// `/`, when the kind is not made of `a-z`, `0-9`, `.` and `-`, or when the whole is longer than [`MAX_KEY_BYTES`].
     pub fn new(kind: &str, account: &str, region: &str, id: &str) -> Result<Self, StoreError> {
-        let plain = |part: &str| !part.is_empty() && !part.contains(|c: char| c.is_control());
+        let plain = |part: &str| {
+            let ascii = part.is_ascii() && !part.bytes().any(|byte| byte.is_ascii_control());
+            !part.is_empty() && (ascii || !part.contains(char::is_control))
+        };
         let segment = |part: &str| plain(part) && !part.contains('/');
         let is_kind = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'.' || c == b'-';
         let length = kind.len() + account.len() + region.len() + id.len() + 3;
         if length > MAX_KEY_BYTES {
             return Err(StoreError::InvalidKey(format!("{length} bytes")));
         }
-        let key = format!("{kind}/{account}/{region}/{id}");
+        let mut key = String::with_capacity(length);
+        for part in [kind, "/", account, "/", region, "/", id] {
+            key.push_str(part);
+        }
         let valid =
             !kind.is_empty() && kind.bytes().all(is_kind) && segment(account) && segment(region) && plain(id);
         if valid { Ok(Self(key.into())) } else { Err(StoreError::InvalidKey(key)) }

@@ -7,6 +7,7 @@ use std::ops::{Bound, Deref};
 use std::sync::Arc;
 
 use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 
 use crate::backend::LeaseId;
 use crate::{Key, Resource, Revision, StoreError};
@@ -25,6 +26,13 @@ pub struct Entry<T: ?Sized> {
 impl<T: ?Sized> Clone for Entry<T> {
     fn clone(&self) -> Self {
         Self { revision: self.revision, lease: self.lease, value: Arc::clone(&self.value) }
+    }
+}
+
+/// Entries are equal when one commit wrote both.
+impl<T: ?Sized> PartialEq for Entry<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.revision == other.revision && Arc::ptr_eq(&self.value, &other.value)
     }
 }
 
@@ -136,6 +144,18 @@ impl<T: Resource> Table<T> {
         self.records.range::<_, str>(bounds).map(|(_, e)| e)
     }
 
+    /// Records that differ from those of another copy of the table, as they are there and as they are here.
+    pub(crate) fn changes_since<'s>(
+        &'s self,
+        older: &'s Self,
+    ) -> impl Iterator<Item = (Option<&'s Entry<T>>, Option<&'s Entry<T>>)> {
+        older.records.diff(&self.records).map(|item| match item {
+            DiffItem::Add(_, new) => (None, Some(new)),
+            DiffItem::Update { old: (_, old), new: (_, new) } => (Some(old), Some(new)),
+            DiffItem::Remove(_, old) => (Some(old), None),
+        })
+    }
+
     fn unindex(&mut self, record: &T) {
         for (index, value) in record.indexes() {
             let key = index_key(record.account(), record.region(), index, &value, record.id());
@@ -200,8 +220,7 @@ impl<T: Resource> AnyTable for Table<T> {
         if self.records.ptr_eq(&other.records) {
             return true;
         }
-        let print = |e: &Entry<T>| (e.revision, Arc::as_ptr(&e.value));
-        self.range(range).map(print).eq(other.range(range).map(print))
+        self.range(range).eq(other.range(range))
     }
 }
 

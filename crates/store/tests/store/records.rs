@@ -38,6 +38,29 @@ async fn a_snapshot_never_changes() {
 }
 
 #[tokio::test]
+async fn what_differs_between_snapshots_is_told_as_it_was_and_as_it_is() {
+    let store = in_memory().await;
+    for n in 0..500 {
+        put(&store, disk(&format!("d-{n:03}"), 8)).await;
+    }
+    let before = store.snapshot();
+    assert_eq!(before.changes_since::<Disk>(&before).count(), 0);
+    put(&store, disk("d-100", 9)).await;
+    put(&store, disk("d-999", 10)).await;
+    put(&store, disk("d-998", 10)).await;
+    delete::<Disk>(&store, "d-200").await;
+    delete::<Disk>(&store, "d-998").await;
+    put(&store, note("n-1", "another kind")).await;
+    let after = store.snapshot();
+    let gib = |entry: Option<&Entry<Disk>>| entry.map(|disk| (disk.id.clone(), disk.gib));
+    let changes: Vec<_> =
+        after.changes_since::<Disk>(&before).map(|(old, new)| (gib(old), gib(new))).collect();
+    let at = |id: &str, gib| Some((id.to_owned(), gib));
+    assert_eq!(changes, [(at("d-100", 8), at("d-100", 9)), (at("d-200", 8), None), (None, at("d-999", 10)),]);
+    assert_eq!(after.changes_since::<Note>(&before).count(), 1);
+}
+
+#[tokio::test]
 async fn an_equal_record_is_not_written_again() {
     let store = in_memory().await;
     put(&store, disk("d-1", 8)).await;
