@@ -30,7 +30,7 @@ pub use endpoint::{AccessKey, Credentials, Endpoint};
 pub use error::Error;
 pub use service::{Answer, Reply, Service};
 pub use value::UnknownValue;
-pub use xml::Encoded;
+pub use xml::{Encoded, EncodedItems};
 
 /// A new request id: a random UUID (RFC 9562, version 4), as AWS answers carry it.
 pub fn request_id() -> String {
