@@ -35,6 +35,14 @@ pub struct Request<'a> {
     pub next_token: Option<&'a str>,
 }
 
+impl Request<'_> {
+    /// Whether it asks for every record at once.
+    pub fn is_for_all(&self) -> bool {
+        let Request { ids, filters, max_results, next_token } = self;
+        ids.is_empty() && filters.is_empty() && max_results.is_none() && next_token.is_none()
+    }
+}
+
 impl<T: Resource, C> Kind<T, C> {
     /// The page of records that a request asks for, sorted by id, and the token of the next one.
     ///

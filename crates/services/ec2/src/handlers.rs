@@ -43,6 +43,7 @@ pub struct Handlers {
     pub(crate) config: Config,
     pub(crate) host: Arc<dyn Host>,
     pub(crate) paginator: Paginator,
+    pub(crate) listing: instances::Listing,
 }
 
 impl Handlers {
@@ -52,7 +53,7 @@ impl Handlers {
     /// What the store gives.
     pub async fn new(store: Store, config: Config, host: Arc<dyn Host>) -> Result<Self, StoreError> {
         let paginator = Paginator::load(&store).await?;
-        Ok(Self { store, config, host, paginator })
+        Ok(Self { store, config, host, paginator, listing: instances::Listing::default() })
     }
 
     /// A snapshot in which the caller's default VPC exists.

@@ -27,24 +27,27 @@ pub(super) fn state(state: InstanceState) -> model::InstanceState {
     model::InstanceState { code: Some(state.code()), name: Some(name) }
 }
 
-/// The reservation of this id with all of its instances.
-pub(super) fn reservation(ctx: &Context, snapshot: &Snapshot, id: &str) -> model::Reservation {
-    let mut instances: Vec<_> = snapshot
-        .by_index::<Instance>(&ctx.account, &ctx.region, "reservation", id)
-        .map(|entry| entry.value.clone())
-        .collect();
+/// The instances of a reservation, in the order of the launch.
+pub(super) fn instances_of(ctx: &Context, snapshot: &Snapshot, reservation_id: &str) -> Vec<Entry<Instance>> {
+    let found = snapshot.by_index(&ctx.account, &ctx.region, "reservation", reservation_id);
+    let mut instances: Vec<Entry<Instance>> = found.cloned().collect();
     instances.sort_by_key(|instance| instance.ami_launch_index);
-    let instances = instances.iter().map(|instance| to_api(snapshot, instance)).collect();
-    reservation_of(ctx, id, instances)
+    instances
 }
 
-fn reservation_of(ctx: &Context, id: &str, instances: Vec<model::Instance>) -> model::Reservation {
+/// The reservation of this id with these of its instances.
+pub(super) fn reservation_of<'a>(
+    ctx: &Context,
+    snapshot: &Snapshot,
+    id: &str,
+    instances: impl IntoIterator<Item = &'a Entry<Instance>>,
+) -> model::Reservation {
     model::Reservation {
         reservation_id: Some(id.to_owned()),
         owner_id: Some(ctx.account.clone()),
         // Groups of EC2-Classic; instances of a VPC show theirs themselves.
         groups: Vec::new(),
-        instances,
+        instances: instances.into_iter().map(|instance| to_api(snapshot, instance)).collect(),
     }
 }
 
@@ -435,7 +438,6 @@ pub async fn describe_instances(
     ctx: &Context,
     input: model::DescribeInstancesRequest,
 ) -> Result<model::DescribeInstancesResult> {
-    let snapshot = handlers.store.snapshot();
     if input.max_results.is_some() && !input.instance_ids.is_empty() {
         return Err(combination("The parameter instancesSet cannot be used with the parameter maxResults"));
     }
@@ -445,19 +447,12 @@ pub async fn describe_instances(
         max_results: input.max_results,
         next_token: input.next_token.as_deref(),
     };
-    let (instances, next_token) = INSTANCES.page(handlers, ctx, &snapshot, &request, &snapshot)?;
-    // Instances of one reservation are told together.
-    let mut places = std::collections::HashMap::new();
-    let mut reservations: Vec<(&str, Vec<model::Instance>)> = Vec::new();
-    for instance in &instances {
-        let place = *places.entry(instance.reservation_id.as_str()).or_insert_with(|| {
-            reservations.push((&instance.reservation_id, Vec::new()));
-            reservations.len() - 1
-        });
-        reservations[place].1.push(to_api(&snapshot, instance));
-    }
-    let reservations =
-        reservations.into_iter().map(|(id, instances)| reservation_of(ctx, id, instances)).collect();
+    let (store, listing) = (&handlers.store, &handlers.listing);
+    let (reservations, next_token) = if request.is_for_all() {
+        (listing.all(store, ctx), None)
+    } else {
+        listing.chosen(store, ctx, |snapshot| INSTANCES.page(handlers, ctx, snapshot, &request, snapshot))?
+    };
     Ok(model::DescribeInstancesResult { reservations, next_token })
 }
 

@@ -4,6 +4,7 @@ mod attributes;
 mod console;
 mod describe;
 mod lifecycle;
+mod listing;
 mod run;
 
 use haar_api::Context;
@@ -14,6 +15,7 @@ pub use attributes::{describe_instance_attribute, modify_instance_attribute};
 pub use console::get_console_output;
 pub use describe::{describe_instance_status, describe_instances};
 pub use lifecycle::{reboot_instances, start_instances, stop_instances, terminate_instances};
+pub use listing::Listing;
 pub use run::run_instances;
 
 use crate::error::{Result, missing};

@@ -72,7 +72,9 @@ pub async fn run_instances(
             let plan = plan(Scope::from(ctx), tx, &input)?;
             create(ctx, tx, &input, &plan, pool)
         })?;
-        Ok(describe::reservation(ctx, tx.snapshot(), &reservation_id))
+        let snapshot = tx.snapshot();
+        let instances = describe::instances_of(ctx, snapshot, &reservation_id);
+        Ok(describe::reservation_of(ctx, snapshot, &reservation_id, &instances))
     })
     .await
 }
