@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod coverage;
+mod licenses;
 mod models;
 
 /// Repository chores.
@@ -26,6 +27,8 @@ enum Chore {
     },
     /// Write `docs/coverage.md` from the services' tables of operations.
     Coverage,
+    /// Check the licences and the sources of what haar is built from against `deny.toml`.
+    Licenses,
 }
 
 /// The repository's root.
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().chore {
         Chore::Models { botocore } => models::regenerate(&root(), botocore),
         Chore::Coverage => coverage::write(&root(), false),
+        Chore::Licenses => licenses::check(&root()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
