@@ -135,6 +135,9 @@ pub struct Reference {
     /// The list stands without a wrapping element.
     #[serde(default, skip_serializing_if = "is_false")]
     pub flattened: bool,
+    /// `iso8601`, `rfc822` or `unixTimestamp`, where it is neither the shape's nor the protocol's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timestamp_format: Option<String>,
 }
 
 /// A structure, list, map or scalar, with its constraints.

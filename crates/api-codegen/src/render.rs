@@ -195,11 +195,13 @@ fn write_xml(out: &mut String, api: &Api<'_>, name: &str, rust: &str) {
             ("map", _, Some(value)) => {
                 let key = shape.key.as_ref().and_then(|key| key.location_name.as_deref()).unwrap_or("key");
                 let value = value.location_name.as_deref().unwrap_or("value");
-                format!("w.map({wire:?}, {key:?}, {value:?}, {from})")
+                let call = if shape.flattened || reference.flattened { "flat_map" } else { "map" };
+                format!("w.{call}({wire:?}, {key:?}, {value:?}, {from})")
             }
             _ => {
                 let call = if optional { "option" } else { "member" };
-                line!(body, "w.{call}({wire:?}, &self.{field});");
+                let format = timestamp_format(api, reference);
+                line!(body, "w.{call}({wire:?}, &{});", formatted(&field, optional, format));
                 continue;
             }
         };
@@ -226,8 +228,12 @@ fn write_json(out: &mut String, api: &Api<'_>, name: &str, rust: &str, shape: &S
         let field = names::identifier(member);
         let wire = reference.location_name.as_deref().unwrap_or(member);
         match reference.location.as_deref() {
+            Some("header") if is_collection(api.shape(&reference.shape)) => {
+                line!(head, "head.list({wire:?}, &self.{field});");
+            }
             Some("header") => {
-                line!(head, "head.header({wire:?}, &self.{field});");
+                let format = timestamp_format(api, reference);
+                line!(head, "head.header({wire:?}, &{});", formatted(&field, true, format));
             }
             Some("headers") => {
                 line!(head, "head.headers({wire:?}, &self.{field});");
@@ -237,13 +243,15 @@ fn write_json(out: &mut String, api: &Api<'_>, name: &str, rust: &str, shape: &S
             }
             _ if shape.payload.as_deref() == Some(member) => {}
             _ if is_optional(api, name, member, reference, rule) => {
-                line!(body, "w.option({wire:?}, &self.{field});");
+                let format = timestamp_format(api, reference);
+                line!(body, "w.option({wire:?}, &{});", formatted(&field, true, format));
             }
             _ if api.table.omit_empty.contains(&reference.shape) => {
                 line!(body, "if !self.{field}.is_empty() {{ w.member({wire:?}, &self.{field}); }}");
             }
             _ => {
-                line!(body, "w.member({wire:?}, &self.{field});");
+                let format = timestamp_format(api, reference);
+                line!(body, "w.member({wire:?}, &{});", formatted(&field, false, format));
             }
         }
     }
@@ -265,6 +273,30 @@ fn write_json(out: &mut String, api: &Api<'_>, name: &str, rust: &str, shape: &S
                 None => "haar_api::rest::members(self)".into(),
             };
         line!(out, "fn body(&self) -> haar_api::Rope {{ {payload} }} }}");
+    }
+}
+
+/// The type of `haar_api::timestamp` that writes a timestamp as the model says; none where that is as the protocol does.
+fn timestamp_format(api: &Api<'_>, reference: &Reference) -> Option<&'static str> {
+    let shape = api.shape(&reference.shape);
+    if shape.kind != "timestamp" {
+        return None;
+    }
+    let format = reference.timestamp_format.as_deref().or(shape.timestamp_format.as_deref());
+    match (format, reference.location.as_deref()) {
+        (Some("iso8601"), _) => Some("Iso8601"),
+        (Some("rfc822"), _) | (None, Some("header")) => Some("HttpDate"),
+        (Some("unixTimestamp"), _) => Some("EpochSeconds"),
+        _ => None,
+    }
+}
+
+/// The expression of a field, in a timestamp format.
+fn formatted(field: &str, optional: bool, format: Option<&str>) -> String {
+    match format {
+        None => format!("self.{field}"),
+        Some(format) if optional => format!("self.{field}.map(haar_api::timestamp::{format})"),
+        Some(format) => format!("haar_api::timestamp::{format}(self.{field})"),
     }
 }
 
@@ -337,7 +369,7 @@ fn table(out: &mut String, api: &Api<'_>, name: &str) {
                 "Map(Map {{ key: &{}, value: &{}, wire: {:?}, key_wire: {:?}, value_wire: {:?}, bounds: {bounds} }})",
                 static_name(api, &key.shape),
                 static_name(api, &value.shape),
-                if shape.flattened || api.protocol == Protocol::Ec2 { "" } else { "entry" },
+                if shape.flattened { "" } else { "entry" },
                 key.location_name.as_deref().unwrap_or("key"),
                 value.location_name.as_deref().unwrap_or("value"),
             )
@@ -364,7 +396,12 @@ fn table(out: &mut String, api: &Api<'_>, name: &str) {
     };
     line!(out, "static {target}: haar_api::schema::Shape = {{");
     line!(out, "use haar_api::schema::*;");
-    line!(out, "Shape {{ name: {name:?}, kind: Kind::{kind} }} }};");
+    if shape.union {
+        let members = kind.trim_start_matches("Structure(");
+        line!(out, "Shape::union({name:?}, {members} }};");
+    } else {
+        line!(out, "Shape::new({name:?}, Kind::{kind}) }};");
+    }
 }
 
 fn table_member(api: &Api<'_>, owner: &str, member: &str, reference: &Reference) -> String {
@@ -513,12 +550,7 @@ fn service(out: &mut String, api: &Api<'_>) {
             .as_ref()
             .map_or("haar_api::schema::EMPTY".into(), |input| static_name(api, &input.shape));
         let status = shape.http.response_code.unwrap_or(200);
-        let signed = shape.authtype.as_deref() != Some("none");
-        line!(
-            out,
-            "Operation {{ route: {}, input: &{input}, status: {status}, signed: {signed} }},",
-            route(operation, shape)
-        );
+        line!(out, "Operation {{ route: {}, input: &{input}, status: {status} }},", route(operation, shape));
     }
     line!(out, "],\nmissing: &[");
     for (operation, shape) in &api.model.operations {

@@ -199,6 +199,14 @@ impl<'a> Api<'a> {
                 )));
             }
         }
+        for operation in self.table.operations.keys() {
+            if self.model.operations[operation].authtype.as_deref() == Some("none") {
+                return Err(Error::Unsupported(format!("operation {operation}: requests are not signed")));
+            }
+        }
+        if self.protocol.is_xml() {
+            self.check_xml()?;
+        }
         if !self.table.encoded.is_empty() && !self.protocol.is_xml() {
             return Err(Error::Unsupported("`encoded` is for XML answers".into()));
         }
@@ -209,6 +217,24 @@ impl<'a> Api<'a> {
             }
         }
         Ok(())
+    }
+
+    /// XML answers have no lists of lists, and `ec2` has no maps in requests.
+    fn check_xml(&self) -> Result<(), Error> {
+        for name in &self.outputs {
+            let shape = self.shape(name);
+            for reference in [&shape.member, &shape.value].into_iter().flatten() {
+                if matches!(self.shape(&reference.shape).kind.as_str(), "list" | "map") {
+                    return Err(Error::Unsupported(format!("shape {name}: a list of lists in XML")));
+                }
+            }
+        }
+        match self.inputs.iter().find(|name| self.shape(name).kind == "map") {
+            Some(name) if self.protocol == Protocol::Ec2 => {
+                Err(Error::Unsupported(format!("shape {name}: a map in a request of the ec2 protocol")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether a shape has a Rust type of its own.

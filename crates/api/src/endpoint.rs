@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -42,7 +42,18 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long requests that have begun may go on when the endpoint stops.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// Largest body of a route that belongs to no service.
+/// The parameters of a query string that make up its signature.
+const SIGNATURE_PARAMETERS: &[&str] = &[
+    "X-Amz-Algorithm",
+    "X-Amz-Credential",
+    "X-Amz-Date",
+    "X-Amz-Expires",
+    "X-Amz-Security-Token",
+    "X-Amz-Signature",
+    "X-Amz-SignedHeaders",
+];
+
+/// Largest body of a route that belongs to no service, and of a request that is signed for none.
 const MAX_ROUTE_BODY: usize = 1 << 20;
 
 /// An access key and whom it stands for.
@@ -150,12 +161,16 @@ impl Endpoint {
             {
                 return match read(&parts, body, MAX_ROUTE_BODY).await {
                     Ok(body) => handler(Request::from_parts(parts, body)).await,
-                    Err(error) => refusal(&error, guess(&parts), "", &id),
+                    Err(error) => refusal(&error, Protocol::RestJson, "", &id),
                 };
             }
             let service = match self.identify(&parts) {
                 Ok(found) => found,
-                Err(error) => return refusal(&error, guess(&parts), "", &id),
+                Err(unidentified) => {
+                    let body = read(&parts, body, MAX_ROUTE_BODY).await.unwrap_or_default();
+                    let (protocol, namespace) = self.guess(&parts, &body);
+                    return refusal(&unidentified.error(protocol), protocol, namespace, &id);
+                }
             };
             let model = service.0.model();
             match self.call(service, &parts, body, peer, &id).await {
@@ -171,16 +186,32 @@ impl Endpoint {
     }
 
     /// The service that a request is signed for, and its signature.
-    fn identify(&self, parts: &Parts) -> Result<(&Arc<dyn Service>, Signature), Error> {
-        let protocol = guess(parts);
-        let signature = Signature::of(parts).map_err(|rejection| unauthorized(rejection, protocol))?;
-        let Some(service) = self.services.get(signature.service.as_str()) else {
-            let message = format!("The service '{}' is not supported.", clip(&signature.service));
-            let code =
-                if is_json(protocol) { "UnsupportedOperationException" } else { "UnsupportedOperation" };
-            return Err(Error::new(code, message));
-        };
-        Ok((service, signature))
+    fn identify(&self, parts: &Parts) -> Result<(&Arc<dyn Service>, Signature), Unidentified> {
+        let signature = Signature::of(parts).map_err(Unidentified::Unsigned)?;
+        match self.services.get(signature.service.as_str()) {
+            Some(service) => Ok((service, signature)),
+            None => Err(Unidentified::NoService(signature.service)),
+        }
+    }
+
+    /// The protocol of a request that is not signed for a service, and the namespace of its answers, for the form of an error.
+    fn guess(&self, parts: &Parts, body: &[u8]) -> (Protocol, &'static str) {
+        let content_type = text(&parts.headers, header::CONTENT_TYPE.as_str()).unwrap_or_default();
+        if content_type.starts_with("application/x-amz-json-1.0") {
+            return (Protocol::Json("1.0"), "");
+        }
+        if content_type.starts_with("application/x-amz-json") {
+            return (Protocol::Json("1.1"), "");
+        }
+        if parts.uri.path() != "/" {
+            return (Protocol::RestJson, "");
+        }
+        // The services of the form protocols are told by the versions that their requests name.
+        let form = form(parts, body).unwrap_or_default();
+        let forms = self.services.values().map(|service| service.model());
+        let mut forms = forms.filter(|model| matches!(model.protocol, Protocol::Ec2 | Protocol::Query));
+        let found = forms.find(|model| form.get("Version") == Some(model.api_version));
+        found.map_or((Protocol::Query, ""), |model| (model.protocol, model.xml_namespace))
     }
 
     async fn call(
@@ -241,7 +272,8 @@ impl Endpoint {
             return Err(match protocol {
                 Protocol::Ec2 => Error::new("RequestExpired", "Request has expired."),
                 Protocol::Query => Error::new("ExpiredToken", message).with_status(403),
-                Protocol::Json(_) | Protocol::RestJson => Error::new("ExpiredTokenException", message),
+                Protocol::Json(_) => Error::new("ExpiredTokenException", message),
+                Protocol::RestJson => Error::new("ExpiredTokenException", message).with_status(403),
             });
         }
         Ok(key)
@@ -283,15 +315,48 @@ fn apply_generic(operation: &Operation, input: Value, ctx: &mut Context) -> Valu
     Value::Structure(values)
 }
 
-/// Finds the operation of a request and decodes its input.
-fn decode(model: &'static ServiceModel, parts: &Parts, body: Bytes) -> Result<(usize, Value), Error> {
+/// Why a request cannot be given to a service.
+enum Unidentified {
+    /// It has no signature that can be read.
+    Unsigned(Rejection),
+    /// It is signed for a service of this name, which is not here.
+    NoService(String),
+}
+
+impl Unidentified {
+    fn error(self, protocol: Protocol) -> Error {
+        match self {
+            Unidentified::Unsigned(rejection) => unauthorized(rejection, protocol),
+            Unidentified::NoService(name) => {
+                let message = format!("The service '{}' is not supported.", clip(&name));
+                let code =
+                    if is_json(protocol) { "UnsupportedOperationException" } else { "UnsupportedOperation" };
+                Error::new(code, message)
+            }
+        }
+    }
+}
+
+/// The parameters of a request of the form protocols: those of the query string, without the signature's, and the body's.
+fn form(parts: &Parts, body: &[u8]) -> Result<Form, Error> {
+    let mut form = Form::parse(parts.uri.query().unwrap_or_default().as_bytes())?;
+    form.remove(SIGNATURE_PARAMETERS);
+    form.extend(body)?;
+    Ok(form)
+}
+
+/// Finds the operation of a request, decodes its input and checks it against the model's constraints.
+///
+/// Gives the operation's place in `model.operations` and its input, whatever the bytes are: memory and time are bounded by the
+/// body's length, which the endpoint limits to `model.max_body`.
+///
+/// # Errors
+/// What the service's protocol answers to what cannot be read, is not known, or breaks a constraint.
+pub fn decode(model: &'static ServiceModel, parts: &Parts, body: Bytes) -> Result<(usize, Value), Error> {
     let unsupported = model.unsupported_error;
     let (index, input) = match model.protocol {
         Protocol::Ec2 | Protocol::Query => {
-            let mut text = parts.uri.query().unwrap_or_default().as_bytes().to_vec();
-            text.push(b'&');
-            text.extend_from_slice(&body);
-            let form = Form::parse(&text)?;
+            let form = form(parts, &body)?;
             check_version(model, form.get("Version"))?;
             let action = form.get("Action").filter(|action| !action.is_empty()).map(str::to_owned);
             let action = action.ok_or_else(|| {
@@ -305,16 +370,17 @@ fn decode(model: &'static ServiceModel, parts: &Parts, body: Bytes) -> Result<(u
         }
         Protocol::Json(_) => {
             let target = text(&parts.headers, "x-amz-target").unwrap_or_default();
-            let name = target.rsplit_once('.').map_or(target, |(_, name)| name);
-            let index = operation(model, name).ok_or_else(unknown_operation)??;
+            let name = target.strip_prefix(model.target_prefix).and_then(|rest| rest.strip_prefix('.'));
+            let index = name.and_then(|name| operation(model, name)).ok_or_else(unknown_operation)??;
             let body = if body.is_empty() { Bytes::from_static(b"{}") } else { body };
             (index, json::decode(&body, model.operations[index].input, unsupported)?)
         }
         Protocol::RestJson => {
             let (method, path) = (parts.method.as_str(), parts.uri.path());
+            let query = parts.uri.query().unwrap_or_default();
             let routes = model.operations.iter().map(|operation| &operation.route);
-            let Some((index, labels)) = rest::find(routes, method, path) else {
-                return Err(match rest::find(model.missing.iter(), method, path) {
+            let Some((index, labels)) = rest::find(routes, method, path, query) else {
+                return Err(match rest::find(model.missing.iter(), method, path, query) {
                     Some((missing, _)) => not_offered(model, &model.missing[missing]),
                     None => unknown_operation().with_status(404),
                 });
@@ -387,20 +453,6 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-/// The protocol of a request whose service is not known yet, for the form of an error.
-fn guess(parts: &Parts) -> Protocol {
-    let content_type = text(&parts.headers, header::CONTENT_TYPE.as_str()).unwrap_or_default();
-    if content_type.starts_with("application/x-amz-json-1.0") {
-        Protocol::Json("1.0")
-    } else if content_type.starts_with("application/x-amz-json") {
-        Protocol::Json("1.1")
-    } else if parts.method != Method::GET && parts.uri.path() != "/" {
-        Protocol::RestJson
-    } else {
-        Protocol::Query
-    }
-}
-
 fn is_json(protocol: Protocol) -> bool {
     matches!(protocol, Protocol::Json(_) | Protocol::RestJson)
 }
@@ -410,7 +462,8 @@ fn invalid_key(protocol: Protocol) -> Error {
     match protocol {
         Protocol::Ec2 => auth_failure(),
         Protocol::Query => Error::new("InvalidClientTokenId", message).with_status(403),
-        Protocol::Json(_) | Protocol::RestJson => Error::new("UnrecognizedClientException", message),
+        Protocol::Json(_) => Error::new("UnrecognizedClientException", message),
+        Protocol::RestJson => Error::new("UnrecognizedClientException", message).with_status(403),
     }
 }
 
@@ -422,17 +475,24 @@ fn auth_failure() -> Error {
 fn unauthorized(rejection: Rejection, protocol: Protocol) -> Error {
     match rejection {
         Rejection::Missing => {
-            let code = if is_json(protocol) {
-                "MissingAuthenticationTokenException"
-            } else {
-                "MissingAuthenticationToken"
+            let (code, message, status) = match protocol {
+                Protocol::Ec2 | Protocol::Query => {
+                    ("MissingAuthenticationToken", "Request is missing Authentication Token", 403)
+                }
+                Protocol::Json(_) => {
+                    ("MissingAuthenticationTokenException", "Missing Authentication Token", 400)
+                }
+                Protocol::RestJson => {
+                    ("MissingAuthenticationTokenException", "Missing Authentication Token", 403)
+                }
             };
-            Error::new(code, "Request is missing Authentication Token").with_status(403)
+            Error::new(code, message).with_status(status)
         }
-        Rejection::Incomplete(reason) => {
-            let code = if is_json(protocol) { "IncompleteSignatureException" } else { "IncompleteSignature" };
-            Error::new(code, reason)
-        }
+        Rejection::Incomplete(reason) => match protocol {
+            Protocol::Ec2 | Protocol::Query => Error::new("IncompleteSignature", reason),
+            Protocol::Json(_) => Error::new("IncompleteSignatureException", reason),
+            Protocol::RestJson => Error::new("IncompleteSignatureException", reason).with_status(403),
+        },
         Rejection::Expired(_) if protocol == Protocol::Ec2 => {
             Error::new("RequestExpired", "Request has expired.")
         }

@@ -135,7 +135,8 @@ impl Content for f64 {
     fn write(&self, w: &mut Writer) {
         // JSON has no numbers for these; the AWS JSON protocols write them as strings.
         if self.is_finite() {
-            w.raw(&self.to_string());
+            // With an exponent where it is long, and always a number with a fraction.
+            w.raw(&format!("{self:?}"));
         } else if self.is_nan() {
             w.string("NaN");
         } else {
@@ -230,7 +231,7 @@ pub(crate) fn content_type(protocol: Protocol) -> HeaderValue {
 /// `SerializationException` for what is no JSON or no value of the shape; the service's unsupported-operation error for
 /// a member that haar does not honour.
 pub(crate) fn decode(body: &[u8], shape: &'static Shape, unsupported: &'static str) -> Result<Value, Error> {
-    let mut state = State { path: Vec::new(), refused: None, unsupported };
+    let mut state = State { path: Vec::new(), refused: None, unsupported, values: 0 };
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let value = Seed { shape, state: &mut state }
         .deserialize(&mut deserializer)
@@ -247,15 +248,30 @@ pub(crate) fn serialization_error(reason: &str) -> Error {
     Error::new("SerializationException", format!("The request body could not be read: {reason}"))
 }
 
+/// The greatest number of values of a request, a structure counting as many as it has members. A few bytes of JSON can stand for
+/// a large structure, so that the body's size alone does not bound the memory that it takes.
+const MAX_VALUES: usize = 400_000;
+
 struct State {
     /// Names of the members around the one being read.
     path: Vec<&'static str>,
     /// Why the request is refused although it can be read.
     refused: Option<Error>,
     unsupported: &'static str,
+    /// How many values were read.
+    values: usize,
 }
 
 impl State {
+    /// Counts values before they are made.
+    fn count<E: de::Error>(&mut self, values: usize) -> Result<(), E> {
+        self.values += values;
+        if self.values > MAX_VALUES {
+            return Err(E::custom(format_args!("it has more than {MAX_VALUES} values")));
+        }
+        Ok(())
+    }
+
     fn refuse(&mut self, member: &Member) {
         let mut path = self.path.join(".");
         if !path.is_empty() {
@@ -278,8 +294,9 @@ impl<'de> DeserializeSeed<'de> for Seed<'_> {
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
         if matches!(self.shape.kind, Kind::Document) {
-            return de::Deserialize::deserialize(deserializer).map(Value::Document);
+            return Document(self.state).deserialize(deserializer).map(Value::Document);
         }
+        self.state.count(1)?;
         deserializer.deserialize_any(self)
     }
 }
@@ -404,6 +421,7 @@ fn structure<'de, A: MapAccess<'de>>(
     state: &mut State,
     mut map: A,
 ) -> Result<Value, A::Error> {
+    state.count(schema::slots(members).count())?;
     let mut values: Vec<Option<Value>> = schema::slots(members).map(|_| None).collect();
     while let Some(name) = map.next_key::<std::borrow::Cow<'de, str>>()? {
         let known = members.iter().find(|member| member.wire == name && member.location == Location::Body);
@@ -421,11 +439,15 @@ fn structure<'de, A: MapAccess<'de>>(
                     *slot = value;
                 }
             }
-            Support::Only(only) => match map.next_value::<serde_json::Value>()? {
+            Support::Only(only) => match map.next_value_seed(Document(state))? {
                 serde_json::Value::Null => {}
                 serde_json::Value::String(text) if text == only => {}
-                value if value == only => {}
-                _ => state.refuse(member),
+                value => {
+                    let json = value.to_string();
+                    if json != only {
+                        state.refuse(member);
+                    }
+                }
             },
             Support::No => {
                 if !map.next_value::<Presence>()?.0 {
@@ -436,6 +458,66 @@ fn structure<'de, A: MapAccess<'de>>(
         }
     }
     Ok(Value::Structure(values))
+}
+
+/// Reads any JSON value, counted.
+struct Document<'a>(&'a mut State);
+
+impl<'de> DeserializeSeed<'de> for Document<'_> {
+    type Value = serde_json::Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        self.0.count(1)?;
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Document<'_> {
+    type Value = serde_json::Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+        Ok(serde_json::Value::Null)
+    }
+
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<Self::Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<Self::Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<Self::Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<Self::Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E: de::Error>(self, value: &str) -> Result<Self::Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        let mut values = Vec::new();
+        while let Some(value) = seq.next_element_seed(Document(&mut *self.0))? {
+            values.push(value);
+        }
+        Ok(values.into())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut members = serde_json::Map::new();
+        while let Some(name) = map.next_key()? {
+            members.insert(name, map.next_value_seed(Document(&mut *self.0))?);
+        }
+        Ok(members.into())
+    }
 }
 
 /// Whether a value is anything but `null`.

@@ -13,6 +13,8 @@ use crate::value::Value;
 
 /// The greatest number of parameters of a request.
 const MAX_PARAMETERS: usize = 20_000;
+/// The greatest number of different parts of all keys together: each takes memory of its own.
+const MAX_NODES: usize = 3 * MAX_PARAMETERS;
 /// The greatest number of parts of a key. The deepest of the EC2 model has twelve.
 const MAX_DEPTH: usize = 32;
 
@@ -31,7 +33,14 @@ pub(crate) struct Form(Vec<(String, String)>);
 impl Form {
     /// Reads `application/x-www-form-urlencoded` text.
     pub(crate) fn parse(text: &[u8]) -> Result<Self, Error> {
-        let mut pairs = Vec::new();
+        let mut form = Form::default();
+        form.extend(text)?;
+        Ok(form)
+    }
+
+    /// Adds the parameters of another such text.
+    pub(crate) fn extend(&mut self, text: &[u8]) -> Result<(), Error> {
+        let pairs = &mut self.0;
         for pair in text.split(|&byte| byte == b'&').filter(|pair| !pair.is_empty()) {
             if pairs.len() == MAX_PARAMETERS {
                 return Err(malformed(&format!("It has more than {MAX_PARAMETERS} parameters.")));
@@ -41,7 +50,12 @@ impl Form {
             let value = decode(halves.next().unwrap_or_default())?;
             pairs.push((key, value));
         }
-        Ok(Form(pairs))
+        Ok(())
+    }
+
+    /// Drops the parameters of these names.
+    pub(crate) fn remove(&mut self, names: &[&str]) {
+        self.0.retain(|(key, _)| !names.contains(&key.as_str()));
     }
 
     /// The value of the first parameter of that name.
@@ -56,9 +70,10 @@ impl Form {
     /// haar does not honour.
     pub(crate) fn into_value(self, shape: &'static Shape, unsupported: &'static str) -> Result<Value, Error> {
         let mut tree = Tree::default();
+        let mut nodes = 0;
         for (key, value) in self.0 {
-            if !matches!(key.as_str(), "Action" | "Version") && !key.starts_with("X-Amz-") {
-                tree.insert(&key, value)?;
+            if !matches!(key.as_str(), "Action" | "Version") {
+                tree.insert(&key, value, &mut nodes)?;
             }
         }
         Decoder { unsupported }.value(tree, shape, &mut String::new())
@@ -83,7 +98,7 @@ struct Tree {
 }
 
 impl Tree {
-    fn insert(&mut self, key: &str, value: String) -> Result<(), Error> {
+    fn insert(&mut self, key: &str, value: String, nodes: &mut usize) -> Result<(), Error> {
         let mut node = self;
         for (depth, part) in key.split('.').enumerate() {
             if depth == MAX_DEPTH {
@@ -91,6 +106,10 @@ impl Tree {
             }
             // Most parts are there already: look before making the owned key that `entry` needs.
             if !node.children.contains_key(part) {
+                *nodes += 1;
+                if *nodes > MAX_NODES {
+                    return Err(malformed("Its parameters have too many parts."));
+                }
                 node.children.insert(part.to_owned(), Tree::default());
             }
             node = node.children.get_mut(part).ok_or_else(|| Error::internal("A parameter was lost."))?;
@@ -268,7 +287,7 @@ pub(crate) fn scalar(text: String, shape: &Shape) -> Result<Value, (String, &'st
             text.parse::<i32>().map(|value| Value::Integer(value.into())).map_err(|_| "an integer")
         }
         Kind::Long(_) => text.parse().map(Value::Integer).map_err(|_| "an integer"),
-        Kind::Double(_) => text.parse().map(Value::Double).map_err(|_| "a number"),
+        Kind::Double(_) => double(&text).map(Value::Double).ok_or("a number"),
         Kind::Boolean => match text.as_str() {
             "true" | "True" | "TRUE" => Ok(Value::Boolean(true)),
             "false" | "False" | "FALSE" => Ok(Value::Boolean(false)),
@@ -281,6 +300,16 @@ pub(crate) fn scalar(text: String, shape: &Shape) -> Result<Value, (String, &'st
         Kind::Structure(_) | Kind::List(_) | Kind::Map(_) | Kind::Document => Err("a single value"),
     };
     value.map_err(|expected| (text, expected))
+}
+
+/// A number, or one of the three that Smithy spells out; Rust's own spellings of these are not AWS's.
+fn double(text: &str) -> Option<f64> {
+    match text {
+        "NaN" => Some(f64::NAN),
+        "Infinity" => Some(f64::INFINITY),
+        "-Infinity" => Some(f64::NEG_INFINITY),
+        _ => text.parse().ok().filter(|value: &f64| value.is_finite()),
+    }
 }
 
 /// Finds the slot of a member among a structure's decoded values.

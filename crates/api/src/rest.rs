@@ -53,6 +53,21 @@ impl Head {
         }
     }
 
+    /// Adds a header with the elements of a list, or nothing for an empty one. Elements with commas or quotes are quoted.
+    pub fn list<T: HeaderText>(&mut self, name: &'static str, values: &[T]) {
+        let quoted = |value: &T| {
+            let text = value.text();
+            if text.contains([',', '"']) {
+                format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+            } else {
+                text
+            }
+        };
+        if !values.is_empty() {
+            self.insert(name, &values.iter().map(quoted).collect::<Vec<_>>().join(", "));
+        }
+    }
+
     /// Adds a header for every entry, under a common prefix.
     pub fn headers(&mut self, prefix: &str, entries: &BTreeMap<String, String>) {
         for (name, value) in entries {
@@ -164,17 +179,26 @@ pub(crate) fn match_path<'p>(
     Some((literals, labels))
 }
 
+/// The parameters that a template wants the query string to have, as `List=ALL`.
+fn literal_query(template: &'static str) -> impl Iterator<Item = &'static str> {
+    template.split_once('?').map_or("", |(_, query)| query).split('&').filter(|pair| !pair.is_empty())
+}
+
 /// The route that a request takes: its index, and the labels of its path.
 pub(crate) fn find<'p>(
     routes: impl Iterator<Item = &'static Route>,
     method: &str,
     path: &'p str,
+    query: &str,
 ) -> Option<(usize, Vec<(&'static str, &'p str)>)> {
     routes
         .enumerate()
         .filter(|(_, route)| route.method == method)
         .filter_map(|(index, route)| {
-            match_path(route.path, path).map(|(literals, labels)| (literals, index, labels))
+            let literal: Vec<&str> = literal_query(route.path).collect();
+            let fits = literal.iter().all(|pair| query.split('&').any(|given| given == *pair));
+            let (literals, labels) = match_path(route.path, path).filter(|_| fits)?;
+            Some((literals + literal.len(), index, labels))
         })
         .max_by_key(|(literals, ..)| *literals)
         .map(|(_, index, labels)| (index, labels))
@@ -234,7 +258,7 @@ pub(crate) fn decode(
             Location::Query => from_query(&query, members, member, shape)?,
             Location::Header => {
                 let header = parts.headers.get(member.wire).map(|value| header_text(value, member));
-                header.transpose()?.map(|value| one(value, shape, member.name)).transpose()?
+                header.transpose()?.map(|value| from_header(value, shape, member)).transpose()?
             }
             Location::Headers => {
                 let entries: BTreeMap<String, Value> = parts
@@ -287,6 +311,36 @@ fn refuse(
         (Some(given), Support::Only(only)) if given == only => Ok(()),
         _ => Err(Error::new(unsupported, format!("The parameter {} is not supported.", member.name))),
     }
+}
+
+fn from_header(text: String, shape: &'static Shape, member: &Member) -> Result<Value, Error> {
+    match &shape.kind {
+        Kind::List(list) => {
+            let elements = elements(&text).into_iter().map(|text| one(text, list.member, member.name));
+            elements.collect::<Result<_, _>>().map(Value::List)
+        }
+        _ => one(text, shape, member.name),
+    }
+}
+
+/// The elements of a header that is a list: separated by commas, quoted where they hold one.
+fn elements(text: &str) -> Vec<String> {
+    let mut elements = Vec::new();
+    let (mut element, mut quoted, mut escaped) = (String::new(), false, false);
+    for c in text.chars() {
+        match c {
+            _ if escaped => {
+                element.push(c);
+                escaped = false;
+            }
+            '\\' if quoted => escaped = true,
+            '"' if quoted || element.trim().is_empty() => quoted = !quoted,
+            ',' if !quoted => elements.push(std::mem::take(&mut element).trim().to_owned()),
+            _ => element.push(c),
+        }
+    }
+    elements.push(element.trim().to_owned());
+    elements
 }
 
 fn from_query(

@@ -53,7 +53,7 @@ pub struct Route {
     pub name: &'static str,
     /// The HTTP method, for the REST protocols.
     pub method: &'static str,
-    /// The path with its labels, for the REST protocols.
+    /// The path with its labels, and the query string that it must have, for the REST protocols.
     pub path: &'static str,
 }
 
@@ -73,8 +73,6 @@ pub struct Operation {
     pub input: &'static Shape,
     /// The HTTP status of a success.
     pub status: u16,
-    /// Whether requests must be signed.
-    pub signed: bool,
 }
 
 /// A shape of a request: its name in the model, and what it is.
@@ -84,6 +82,20 @@ pub struct Shape {
     pub name: &'static str,
     /// What it is, and its constraints.
     pub kind: Kind,
+    /// Whether exactly one member of the structure is present.
+    pub union: bool,
+}
+
+impl Shape {
+    /// A shape that is no union.
+    pub const fn new(name: &'static str, kind: Kind) -> Self {
+        Shape { name, kind, union: false }
+    }
+
+    /// A structure of which exactly one member is present.
+    pub const fn union(name: &'static str, members: &'static [Member]) -> Self {
+        Shape { name, kind: Kind::Structure(members), union: true }
+    }
 }
 
 /// What a shape is, and its constraints.
@@ -287,20 +299,20 @@ fn compile(source: &str) -> Result<Regex, fancy_regex::Error> {
 
 /// A string without constraints.
 pub static STRING: Shape =
-    Shape { name: "String", kind: Kind::String(Text { bounds: ANY, values: &[], pattern: None }) };
+    Shape::new("String", Kind::String(Text { bounds: ANY, values: &[], pattern: None }));
 /// A 32-bit integer without constraints.
-pub static INTEGER: Shape = Shape { name: "Integer", kind: Kind::Integer(ANY) };
+pub static INTEGER: Shape = Shape::new("Integer", Kind::Integer(ANY));
 /// A 64-bit integer without constraints.
-pub static LONG: Shape = Shape { name: "Long", kind: Kind::Long(ANY) };
+pub static LONG: Shape = Shape::new("Long", Kind::Long(ANY));
 /// A floating-point number without constraints.
-pub static DOUBLE: Shape = Shape { name: "Double", kind: Kind::Double(ANY) };
+pub static DOUBLE: Shape = Shape::new("Double", Kind::Double(ANY));
 /// True or false.
-pub static BOOLEAN: Shape = Shape { name: "Boolean", kind: Kind::Boolean };
+pub static BOOLEAN: Shape = Shape::new("Boolean", Kind::Boolean);
 /// A point in time.
-pub static TIMESTAMP: Shape = Shape { name: "Timestamp", kind: Kind::Timestamp };
+pub static TIMESTAMP: Shape = Shape::new("Timestamp", Kind::Timestamp);
 /// Bytes without constraints.
-pub static BLOB: Shape = Shape { name: "Blob", kind: Kind::Blob(ANY) };
+pub static BLOB: Shape = Shape::new("Blob", Kind::Blob(ANY));
 /// Any JSON value.
-pub static DOCUMENT: Shape = Shape { name: "Document", kind: Kind::Document };
+pub static DOCUMENT: Shape = Shape::new("Document", Kind::Document);
 /// A structure without members: the request of an operation that takes none.
-pub static EMPTY: Shape = Shape { name: "Empty", kind: Kind::Structure(&[]) };
+pub static EMPTY: Shape = Shape::new("Empty", Kind::Structure(&[]));

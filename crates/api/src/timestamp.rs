@@ -1,5 +1,7 @@
 //! Timestamps on the wire (Smithy: `timestampFormat`; RFC 3339; RFC 9110 section 5.6.7).
 
+use std::fmt;
+
 use time::format_description::well_known::Rfc3339;
 use time::format_description::{BorrowedFormatItem, FormatItem};
 use time::macros::format_description;
@@ -26,6 +28,55 @@ pub fn iso8601(time: OffsetDateTime, millis: bool) -> String {
 pub fn epoch_seconds(time: OffsetDateTime) -> f64 {
     (time.unix_timestamp_nanos() / 1_000_000) as f64 / 1000.0
 }
+
+/// A time that is written as RFC 3339 says, in UTC, with milliseconds where it has them.
+#[derive(Debug, Clone, Copy)]
+pub struct Iso8601(pub OffsetDateTime);
+
+/// A time that is written as an HTTP date, such as `Thu, 01 Jan 1970 00:00:00 GMT`.
+#[derive(Debug, Clone, Copy)]
+pub struct HttpDate(pub OffsetDateTime);
+
+/// A time that is written as seconds since 1970.
+#[derive(Debug, Clone, Copy)]
+pub struct EpochSeconds(pub OffsetDateTime);
+
+impl fmt::Display for Iso8601 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&iso8601(self.0, self.0.millisecond() != 0))
+    }
+}
+
+impl fmt::Display for HttpDate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.0.to_offset(UtcOffset::UTC).format(HTTP_DATE).map_err(|_| fmt::Error)?;
+        f.write_str(&text)
+    }
+}
+
+impl fmt::Display for EpochSeconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", epoch_seconds(self.0))
+    }
+}
+
+macro_rules! contents {
+    ($($type:ident as $json:ident),*) => {$(
+        impl crate::xml::Content for $type {
+            fn write(&self, w: &mut crate::xml::Writer) {
+                w.raw(&self.to_string());
+            }
+        }
+
+        impl crate::json::Content for $type {
+            fn write(&self, w: &mut crate::json::Writer) {
+                w.$json(&self.to_string());
+            }
+        }
+    )*};
+}
+
+contents!(Iso8601 as string, HttpDate as string, EpochSeconds as raw);
 
 /// Reads an RFC 3339 time, a date, an HTTP date, or seconds since 1970.
 pub fn parse(text: &str) -> Option<OffsetDateTime> {

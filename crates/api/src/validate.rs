@@ -42,6 +42,10 @@ impl Check<'_> {
     fn value(&self, value: &Value, shape: &'static Shape, path: &Path<'_>) -> Result<(), Error> {
         match (value, &shape.kind) {
             (Value::Structure(values), Kind::Structure(members)) => {
+                if shape.union && values.iter().flatten().count() != 1 {
+                    let constraint = "Member must have exactly one of its members set";
+                    return Err(self.violated(path, "(union)", constraint));
+                }
                 for ((member, shape), value) in schema::slots(members).zip(values) {
                     let path = Path::Member { parent: path, name: self.member_name(member) };
                     match value {
@@ -81,6 +85,9 @@ impl Check<'_> {
             (Value::Double(value), Kind::Double(bounds)) => {
                 // `as` saturates, and the bounds of the models are small.
                 let nearest = if *value < bounds.min as f64 { value.floor() } else { value.ceil() } as i64;
+                // What is no number lies within no bounds.
+                let beyond = bounds.min.checked_sub(1).unwrap_or(bounds.max.saturating_add(1));
+                let nearest = if value.is_nan() { beyond } else { nearest };
                 self.bounds(path, nearest, *bounds, "value", || value.to_string())
             }
             (Value::Blob(bytes), Kind::Blob(bounds)) => {

@@ -137,6 +137,22 @@ impl Writer {
         self.close(name);
     }
 
+    /// A map without a wrapping element: `<name><key>…</key><value>…</value></name>…`.
+    pub fn flat_map<T: Content>(
+        &mut self,
+        name: &str,
+        key: &str,
+        value: &str,
+        entries: &BTreeMap<String, T>,
+    ) {
+        for (k, v) in entries {
+            self.open(name);
+            self.member(key, k.as_str());
+            self.member(value, v);
+            self.close(name);
+        }
+    }
+
     fn open(&mut self, name: &str) {
         self.out.push(b"<");
         self.out.push(name.as_bytes());
@@ -259,9 +275,14 @@ impl Content for i64 {
     }
 }
 
+/// `Infinity`, `-Infinity` and `NaN` are what XML Schema's `double` and Smithy call them.
 impl Content for f64 {
     fn write(&self, w: &mut Writer) {
-        w.raw(&self.to_string());
+        if self.is_infinite() {
+            w.raw(if *self > 0.0 { "Infinity" } else { "-Infinity" });
+        } else {
+            w.raw(&format!("{self:?}"));
+        }
     }
 }
 
