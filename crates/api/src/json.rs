@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 
 use crate::Error;
 use crate::body::Rope;
+use crate::query::clip;
 use crate::schema::{self, Kind, Location, Member, Protocol, ServiceModel, Shape, Support};
 use crate::service::{self, Answer, Reply};
 use crate::timestamp;
@@ -245,12 +246,15 @@ pub(crate) fn decode(body: &[u8], shape: &'static Shape, unsupported: &'static s
 
 /// The error of the JSON protocols for a body that cannot be read.
 pub(crate) fn serialization_error(reason: &str) -> Error {
-    Error::new("SerializationException", format!("The request body could not be read: {reason}"))
+    Error::new("SerializationException", format!("The request body could not be read: {}", clip(reason)))
 }
 
 /// The greatest number of values of a request, a structure counting as many as it has members. A few bytes of JSON can stand for
 /// a large structure, so that the body's size alone does not bound the memory that it takes.
 const MAX_VALUES: usize = 400_000;
+
+/// How many values a map counts as, besides its own: the memory that the first entry takes for itself and those after it.
+const MAP_VALUES: usize = 12;
 
 struct State {
     /// Names of the members around the one being read.
@@ -392,6 +396,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         match &self.shape.kind {
             Kind::Map(shape) => {
+                self.state.count(MAP_VALUES)?;
                 let mut entries = BTreeMap::new();
                 while let Some(key) = map.next_key()? {
                     entries.insert(
@@ -512,6 +517,7 @@ impl<'de> Visitor<'de> for Document<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        self.0.count(MAP_VALUES)?;
         let mut members = serde_json::Map::new();
         while let Some(name) = map.next_key()? {
             members.insert(name, map.next_value_seed(Document(&mut *self.0))?);

@@ -14,7 +14,7 @@ use crate::value::Value;
 /// The greatest number of parameters of a request.
 const MAX_PARAMETERS: usize = 20_000;
 /// The greatest number of different parts of all keys together: each takes memory of its own.
-const MAX_NODES: usize = 3 * MAX_PARAMETERS;
+const MAX_NODES: usize = 2 * MAX_PARAMETERS;
 /// The greatest number of parts of a key. The deepest of the EC2 model has twelve.
 const MAX_DEPTH: usize = 32;
 
