@@ -257,6 +257,15 @@ def test_payloads_that_are_one_member(rest):
     assert rest.plain_text(Text="ä\n<>")["Text"] == "ä\n<>"
 
 
+def test_dry_runs_are_of_ec2(client, rest):
+    error = refused(client(EC2).once, DryRun=True)
+    assert (error["Code"], error["Status"]) == ("DryRunOperation", 412)
+    assert plain(client(EC2).once(ClientToken="t", DryRun=False)) == {"Token": "t"}
+    # What other services call so is theirs.
+    answer = rest.wrapped(Name="n", DryRun=True, Inner={"Text": "x"})
+    assert answer["DryRun"] is True and answer["Inner"]["Text"] == "x"
+
+
 def test_operations_are_told_by_the_query_string_too(rest):
     assert rest.list_all()["Value"] == "all"
     assert rest.list_some()["Value"] == "some"
@@ -282,6 +291,8 @@ def test_errors_of_handlers(client, service):
         assert error["Type"] == "Receiver"
     error = refused(fail, Kind="Odd.Code")
     assert (error["Code"], error["Status"]) == ("Odd.Code", 400)
+    error = refused(fail, Kind="InternalError")
+    assert (error["Code"], error["Status"]) == ({EC2: "InternalError", QUERY: "InternalFailure"}.get(service, "InternalServerError"), 500)
 
 
 @pytest.mark.parametrize("service", [QUERY, *JSON])
@@ -555,6 +566,8 @@ def test_targets_that_do_not_exist(port, target):
         ("Inner.Unicorn=x", "UnknownParameter"),
         ("X-Amz-Unicorn=1", "UnknownParameter"),
         ("Text=a&Text=b", "MalformedQueryString"),
+        ("Action=Check", "MalformedQueryString"),
+        ("Version=2026-01-01", "MalformedQueryString"),
         ("Text=%FF", "MalformedQueryString"),
         ("Text" + ".a" * 40 + "=1", "MalformedQueryString"),
         ("Bytes=%21", "InvalidParameterValue"),
@@ -629,6 +642,47 @@ def test_bodies_beyond_the_limit_are_refused(port, service):
         connection.close()
     assert (answer.status, answer.code) == (413, "RequestEntityTooLarge")
     check_form(service, answer)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_bodies_in_chunks(port, service):
+    """They are put together, up to the limit."""
+    body, operation = minimal(service)
+    path = "/echo" if service == REST else "/"
+    headers = {"Content-Type": TYPES[service]} | ({"X-Amz-Target": f"{TARGETS[service]}.Echo"} if service in TARGETS else {})
+
+    def post(pieces) -> Answer:
+        request = AWSRequest("POST", f"http://127.0.0.1:{port}{path}", headers=headers, data=body)
+        sign(request, service)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("POST", path, pieces, dict(request.headers.items()) | {"Transfer-Encoding": "chunked"}, encode_chunked=True)
+        return Answer(connection.getresponse())
+
+    answer = post(bytes([byte]) for byte in body.encode())
+    assert answer.status == 200, answer.body
+    try:
+        answer = post(b"x" * 65536 for _ in range(4096))
+        assert (answer.status, answer.code) == (413, "RequestEntityTooLarge")
+    except ConnectionError:
+        pass  # cut off while we were still sending
+
+
+@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "UNICORN"])
+def test_methods(port, service, method):
+    body, _ = minimal(service)
+    path = {REST: "/echo"}.get(service, f"/?{body}" if service in XML else "/")
+    request = AWSRequest(method, f"http://127.0.0.1:{port}{path}", headers={"X-Amz-Target": f"{TARGETS[service]}.Echo"} if service in TARGETS else {})
+    sign(request, service)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request(method, path, headers=dict(request.headers.items()))
+    answer = Answer(connection.getresponse())
+    if method == "GET" and service in XML:
+        assert answer.status == 200, answer.body
+    else:
+        expected = (404, "UnknownOperationException") if service == REST else (405, "MethodNotAllowed")
+        assert (answer.status, answer.code) == expected
+        check_form(service, answer)
 
 
 @pytest.mark.parametrize("service", [QUERY, EC2])

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -249,7 +249,7 @@ impl Endpoint {
             client_token: None,
             fingerprint: [0; 32],
         };
-        let input = apply_generic(operation, input, &mut ctx);
+        let input = apply_generic(model.protocol, operation, input, &mut ctx);
         self.authorizer.authorize(&ctx, &format!("{}:{}", model.name, operation.route.name))?;
         let answer = service.call(index, &ctx, input).await?;
         if ctx.dry_run { Err(Error::dry_run()) } else { Ok(answer) }
@@ -280,8 +280,8 @@ impl Endpoint {
     }
 }
 
-/// Takes what every operation has in common from its input into the context: `DryRun` and the idempotency token.
-fn apply_generic(operation: &Operation, input: Value, ctx: &mut Context) -> Value {
+/// Takes what every operation has in common from its input into the context: EC2's `DryRun`, and the idempotency token.
+fn apply_generic(protocol: Protocol, operation: &Operation, input: Value, ctx: &mut Context) -> Value {
     let (Kind::Structure(members), Value::Structure(mut values)) = (&operation.input.kind, input) else {
         return Value::Structure(Vec::new());
     };
@@ -291,7 +291,7 @@ fn apply_generic(operation: &Operation, input: Value, ctx: &mut Context) -> Valu
         if member.idempotency_token {
             token = Some(index);
         }
-        if member.name == "DryRun" {
+        if protocol == Protocol::Ec2 && member.name == "DryRun" {
             dry_run = Some(index);
         }
     }
@@ -342,6 +342,7 @@ fn form(parts: &Parts, body: &[u8]) -> Result<Form, Error> {
     let mut form = Form::parse(parts.uri.query().unwrap_or_default().as_bytes())?;
     form.remove(SIGNATURE_PARAMETERS);
     form.extend(body)?;
+    form.check_once(&["Action", "Version"])?;
     Ok(form)
 }
 
@@ -354,6 +355,15 @@ fn form(parts: &Parts, body: &[u8]) -> Result<Form, Error> {
 /// What the service's protocol answers to what cannot be read, is not known, or breaks a constraint.
 pub fn decode(model: &'static ServiceModel, parts: &Parts, body: Bytes) -> Result<(usize, Value), Error> {
     let unsupported = model.unsupported_error;
+    let may_be = match model.protocol {
+        Protocol::Ec2 | Protocol::Query => [Method::GET, Method::POST].contains(&parts.method),
+        Protocol::Json(_) => parts.method == Method::POST,
+        Protocol::RestJson => true,
+    };
+    if !may_be {
+        let message = "The specified method is not allowed against this resource.";
+        return Err(Error::new("MethodNotAllowed", message).with_status(405));
+    }
     let (index, input) = match model.protocol {
         Protocol::Ec2 | Protocol::Query => {
             let form = form(parts, &body)?;
@@ -528,13 +538,22 @@ fn refusal(error: &Error, protocol: Protocol, namespace: &str, id: &str) -> Resp
     let (content_type, body) = match protocol {
         Protocol::Ec2 | Protocol::Query => (xml::CONTENT_TYPE, xml_error(error, protocol, namespace, id)),
         Protocol::Json(_) | Protocol::RestJson => {
-            if let Ok(code) = HeaderValue::from_str(&error.code) {
+            if let Ok(code) = HeaderValue::from_str(code(error, protocol)) {
                 headers.insert("x-amzn-errortype", code);
             }
-            (json::content_type(protocol), json_error(error))
+            (json::content_type(protocol), json_error(error, protocol))
         }
     };
     respond(error.status, headers, content_type, body, id)
+}
+
+/// The code of an error; haar's own failures are called otherwise outside of EC2 ("Common Errors" of the API references).
+fn code(error: &Error, protocol: Protocol) -> &str {
+    match (&*error.code, protocol) {
+        ("InternalError", Protocol::Query) => "InternalFailure",
+        ("InternalError", Protocol::Json(_) | Protocol::RestJson) => "InternalServerError",
+        (code, _) => code,
+    }
 }
 
 fn xml_error(error: &Error, protocol: Protocol, namespace: &str, id: &str) -> Rope {
@@ -542,29 +561,29 @@ fn xml_error(error: &Error, protocol: Protocol, namespace: &str, id: &str) -> Ro
     w.raw("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
     if protocol == Protocol::Ec2 {
         w.raw("<Response><Errors><Error>");
-        w.member("Code", &error.code.to_string());
+        w.member("Code", code(error, protocol));
         w.member("Message", &error.message);
         w.raw("</Error></Errors>");
-        w.member("RequestID", &id.to_owned());
+        w.member("RequestID", id);
         w.raw("</Response>");
     } else {
         w.raw("<ErrorResponse xmlns=\"");
         w.text(namespace);
         w.raw("\"><Error>");
         let fault = if error.status.is_server_error() { "Receiver" } else { "Sender" };
-        w.member("Type", &fault.to_owned());
-        w.member("Code", &error.code.to_string());
+        w.member("Type", fault);
+        w.member("Code", code(error, protocol));
         w.member("Message", &error.message);
         w.raw("</Error>");
-        w.member("RequestId", &id.to_owned());
+        w.member("RequestId", id);
         w.raw("</ErrorResponse>");
     }
     w.finish()
 }
 
-fn json_error(error: &Error) -> Rope {
+fn json_error(error: &Error, protocol: Protocol) -> Rope {
     let mut body = serde_json::Map::new();
-    body.insert("__type".into(), error.code.as_ref().into());
+    body.insert("__type".into(), code(error, protocol).into());
     body.insert("message".into(), error.message.clone().into());
     body.extend(error.members.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
     Bytes::from(serde_json::Value::Object(body).to_string()).into()

@@ -53,6 +53,14 @@ impl Form {
         Ok(())
     }
 
+    /// Refuses more than one parameter of any of these names.
+    pub(crate) fn check_once(&self, names: &[&str]) -> Result<(), Error> {
+        match names.iter().find(|name| self.0.iter().filter(|(key, _)| key == *name).count() > 1) {
+            Some(name) => Err(repeated(name)),
+            None => Ok(()),
+        }
+    }
+
     /// Drops the parameters of these names.
     pub(crate) fn remove(&mut self, names: &[&str]) {
         self.0.retain(|(key, _)| !names.contains(&key.as_str()));
@@ -90,6 +98,10 @@ fn malformed(reason: &str) -> Error {
     Error::new("MalformedQueryString", format!("The query string contains a syntax error. {reason}"))
 }
 
+fn repeated(key: &str) -> Error {
+    malformed(&format!("The parameter {} is given more than once.", clip(key)))
+}
+
 /// Parameters by the parts of their keys.
 #[derive(Debug, Default)]
 struct Tree {
@@ -115,7 +127,7 @@ impl Tree {
             node = node.children.get_mut(part).ok_or_else(|| Error::internal("A parameter was lost."))?;
         }
         if node.text.is_some() {
-            return Err(malformed(&format!("The parameter {} is given more than once.", clip(key))));
+            return Err(repeated(key));
         }
         node.text = Some(value);
         Ok(())

@@ -444,6 +444,15 @@ fn what_cannot_be_read_is_incomplete() {
             other => panic!("{authorization}: {other:?}"),
         }
     }
+    // The time may stand in an ordinary date, too.
+    let authorization =
+        "AWS4-HMAC-SHA256 Credential=a/20150830/c/d/aws4_request, SignedHeaders=host;date, Signature=0";
+    for (date, ok) in
+        [("Sun, 30 Aug 2015 12:36:00 GMT", true), ("20150830T123600Z", true), ("yesterday", false)]
+    {
+        let request = request("GET", "/", &[("Host", "h"), ("Date", date), ("Authorization", authorization)]);
+        assert_eq!(Signature::of(&request).is_ok(), ok, "{date}");
+    }
     let full = "/?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=a%2F20150830%2Fc%2Fd%2Faws4_request&X-Amz-Date=20150830T123600Z&X-Amz-Expires=60&X-Amz-SignedHeaders=host&X-Amz-Signature=0";
     assert!(Signature::of(&request("GET", full, &[("Host", "h")])).is_ok());
     for (part, instead) in [

@@ -96,7 +96,7 @@ macro_rules! echo {
 
 /// The error of a kind, of a service whose model has no errors.
 fn undocumented(kind: &str, message: String) -> Error {
-    let status = if kind == "Broken" { 500 } else { 400 };
+    let status = if kind == "Broken" || kind == "InternalError" { 500 } else { 400 };
     Error::new(kind.to_owned(), message).with_status(status)
 }
 
@@ -179,7 +179,7 @@ echo!(
         }
 
         async fn wrapped(&self, _: &haar_api::Context, input: WrappedRequest) -> Result<WrappedResult, haar_api::Error> {
-            Ok(WrappedResult { name: Some(input.name), inner: input.inner })
+            Ok(WrappedResult { name: Some(input.name), dry_run: input.dry_run, inner: input.inner })
         }
     }
 );
