@@ -295,6 +295,13 @@ def test_errors_of_handlers(client, service):
     assert (error["Code"], error["Status"]) == ({EC2: "InternalError", QUERY: "InternalFailure"}.get(service, "InternalServerError"), 500)
 
 
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_handler_that_panics_is_answered(client, service):
+    error = refused(client(service).fail, Kind="Panic")
+    assert (error["Code"], error["Status"]) == ({EC2: "InternalError", QUERY: "InternalFailure"}.get(service, "InternalServerError"), 500)
+    assert plain(client(service).echo(Text="still here"))["Text"] == "still here"
+
+
 @pytest.mark.parametrize("service", [QUERY, *JSON])
 def test_errors_of_the_model_are_exceptions_of_boto3(client, service):
     with pytest.raises(client(service).exceptions.ThingNotFoundException):

@@ -51,8 +51,7 @@ def test_a_wrong_secret_is_refused(simulated):
 def test_a_changed_body_is_refused(simulated):
     body = "Action=DescribeRegions&Version=2016-11-15"
     answer = send(simulated, body.replace("Regions", "Volumes"), signed(simulated, body))
-    assert answer.status in (401, 403)
-    assert answer.code in ("AuthFailure", "SignatureDoesNotMatch")
+    assert (answer.status, answer.code) == (401, "AuthFailure")
 
 
 def test_a_changed_header_is_refused(simulated):
@@ -79,9 +78,19 @@ def test_a_clock_that_is_a_little_off_is_accepted(simulated, minutes):
 
 
 def test_a_request_without_a_signature_is_refused(simulated):
+    """In the form of the service that the version tells, for there is no signature to tell it."""
     answer = send(simulated, "Action=GetCallerIdentity&Version=2011-06-15", {"Content-Type": FORM})
-    assert answer.status in (400, 401, 403)
-    assert answer.code == "MissingAuthenticationToken"
+    assert (answer.status, answer.code) == (403, "MissingAuthenticationToken")
+    assert UUID.fullmatch(answer.text("RequestId")) and b"<ErrorResponse " in answer.body
+    answer = send(simulated, "Action=DescribeRegions&Version=2016-11-15", {"Content-Type": FORM})
+    assert (answer.status, answer.code) == (403, "MissingAuthenticationToken")
+    assert UUID.fullmatch(answer.text("RequestID")) and b"<Response><Errors>" in answer.body
+
+
+def test_an_unsigned_header_of_amazon_is_refused(simulated):
+    body = "Action=DescribeRegions&Version=2016-11-15"
+    answer = send(simulated, body, signed(simulated, body) | {"X-Amz-Added": "on the way"})
+    assert (answer.status, answer.code) == (401, "AuthFailure")
 
 
 @pytest.mark.parametrize(
@@ -98,8 +107,7 @@ def test_a_request_without_a_signature_is_refused(simulated):
 def test_a_malformed_authorization_is_refused(simulated, authorization):
     body = "Action=DescribeRegions&Version=2016-11-15"
     answer = send(simulated, body, signed(simulated, body) | {"Authorization": authorization})
-    assert 400 <= answer.status < 500, answer
-    assert answer.code in ("IncompleteSignature", "AuthFailure", "MissingAuthenticationToken", "InvalidClientTokenId")
+    assert (answer.status, answer.code) == (400, "IncompleteSignature"), answer
 
 
 def test_a_signature_for_another_region_or_service_is_refused(simulated):
@@ -108,7 +116,7 @@ def test_a_signature_for_another_region_or_service_is_refused(simulated):
     # Signed for STS, but an operation of EC2.
     body = "Action=DescribeRegions&Version=2016-11-15"
     answer = send(simulated, body, signed(simulated, body, "sts"))
-    assert 400 <= answer.status < 500
+    assert (answer.status, answer.code) == (400, "NoSuchVersion")
 
 
 def presigned(daemon, expires: int, at: datetime.datetime | None = None) -> str:
@@ -156,15 +164,13 @@ def test_an_unknown_action_is_refused(simulated):
 
 def test_an_operation_of_aws_that_is_not_here_says_so(simulated):
     answer = call(simulated, "CreateTransitGateway")
-    assert answer.status in (400, 501)
-    assert answer.code in ("UnsupportedOperation", "Unsupported", "InvalidAction")
+    assert (answer.status, answer.code) == (400, "UnsupportedOperation")
 
 
 def test_a_request_without_an_action_is_refused(simulated):
     body = "Version=2016-11-15"
     answer = send(simulated, body, signed(simulated, body))
-    assert answer.status == 400
-    assert answer.code in ("MissingAction", "MissingParameter", "InvalidAction")
+    assert (answer.status, answer.code) == (400, "MissingAction")
 
 
 def test_an_unknown_parameter_is_refused(simulated):

@@ -7,8 +7,10 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -30,7 +32,8 @@ use crate::schema::{Kind, Operation, Protocol, Route, ServiceModel, slots};
 use crate::sigv4::{Rejection, Signature};
 use crate::value::Value;
 use crate::{
-    Answer, Authorizer, Body, Context, Error, Principal, Rope, Service, json, request_id, rest, validate, xml,
+    Answer, Authorizer, Body, Context, Error, Principal, Reply, Rope, Service, json, request_id, rest,
+    validate, xml,
 };
 
 /// How long a client may take to send a request's head.
@@ -251,7 +254,7 @@ impl Endpoint {
         };
         let input = apply_generic(model.protocol, operation, input, &mut ctx);
         self.authorizer.authorize(&ctx, &format!("{}:{}", model.name, operation.route.name))?;
-        let answer = service.call(index, &ctx, input).await?;
+        let answer = contained(service.call(index, &ctx, input)).await?;
         if ctx.dry_run { Err(Error::dry_run()) } else { Ok(answer) }
     }
 
@@ -278,6 +281,16 @@ impl Endpoint {
         }
         Ok(key)
     }
+}
+
+/// The answer of a handler; `InternalError` where it panics, so that the client gets an answer and its connection stays.
+async fn contained(mut reply: Reply<'_>) -> Result<Answer, Error> {
+    let poll = |cx: &mut std::task::Context<'_>| {
+        // What a handler shares with others it changes in transactions only: nothing is left half done.
+        let polled = catch_unwind(AssertUnwindSafe(|| reply.as_mut().poll(cx)));
+        polled.unwrap_or_else(|_| Poll::Ready(Err(Error::internal("The operation failed."))))
+    };
+    std::future::poll_fn(poll).await
 }
 
 /// Takes what every operation has in common from its input into the context: EC2's `DryRun`, and the idempotency token.
