@@ -209,6 +209,28 @@ pub struct Shape {
     pub document: bool,
 }
 
+impl Shape {
+    /// The pattern as it is checked: after the length, so that an upper bound of a repetition that is no less than the greatest
+    /// length says nothing more. The model of SSM has one of 100 000, which would compile to hundreds of megabytes.
+    pub fn checked_pattern(&self) -> Option<String> {
+        /// Bounds below this stay as they are.
+        const MANY: u64 = 10_000;
+        let pattern = self.pattern.as_deref()?;
+        let longest = self.max.as_ref().and_then(serde_json::Number::as_u64).unwrap_or(u64::MAX);
+        let mut parts = pattern.split('{');
+        let mut out = parts.next().unwrap_or_default().to_owned();
+        for part in parts {
+            let repetition = part.split_once('}').and_then(|(bounds, rest)| {
+                let (least, most) = bounds.split_once(',')?;
+                let most: u64 = most.parse().ok()?;
+                (most > MANY && most >= longest).then(|| format!("{{{least},}}{rest}"))
+            });
+            out.push_str(&repetition.unwrap_or_else(|| format!("{{{part}")));
+        }
+        Some(out)
+    }
+}
+
 /// An error shape's code and status.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

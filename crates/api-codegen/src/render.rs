@@ -381,7 +381,7 @@ fn table(out: &mut String, api: &Api<'_>, name: &str) {
         _ => {
             let values =
                 if api.is_enum(shape) { format!("{}::VALUES", names::type_name(name)) } else { "&[]".into() };
-            let pattern = match &shape.pattern {
+            let pattern = match shape.checked_pattern() {
                 Some(pattern) => {
                     line!(
                         out,

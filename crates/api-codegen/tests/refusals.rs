@@ -107,3 +107,18 @@ fn models_that_cannot_be_spoken_are_refused() {
     anonymous["operations"]["GetThing"]["authtype"] = json!("none");
     assert_eq!(generate(anonymous, ALL).unwrap_err(), "operation GetThing: requests are not signed");
 }
+
+#[test]
+fn repetitions_that_the_length_bounds_already_are_open() {
+    let shape = |pattern: &str, max: Option<u64>| -> haar_api_codegen::model::Shape {
+        serde_json::from_value(json!({ "type": "string", "pattern": pattern, "max": max })).unwrap()
+    };
+    for (pattern, max, checked) in [
+        ("^.{1,100000}$", Some(100_000), "^.{1,}$"),
+        ("^.{1,100000}$", Some(100_001), "^.{1,100000}$"),
+        ("^.{1,100000}$", None, "^.{1,100000}$"),
+        ("a{2}b{3,}c{1,20}{1,20000}", Some(1), "a{2}b{3,}c{1,20}{1,}"),
+    ] {
+        assert_eq!(shape(pattern, max).checked_pattern().as_deref(), Some(checked), "{pattern}");
+    }
+}

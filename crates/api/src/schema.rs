@@ -279,22 +279,47 @@ impl Pattern {
         self.source
     }
 
-    /// Whether all of `text` matches.
+    /// Whether all of `text` matches. A text on which matching takes too many steps does not: it was written to do that.
     ///
     /// # Errors
-    /// `InternalError` when the pattern cannot be compiled or gives up on the text.
+    /// `InternalError` when the pattern cannot be compiled.
     pub fn matches(&self, text: &str) -> Result<bool, Error> {
         let regex = self.regex.get_or_init(|| compile(self.source).ok());
         let regex =
             regex.as_ref().ok_or_else(|| Error::internal("A pattern of the model cannot be compiled."))?;
-        regex.is_match(text).map_err(|_| Error::internal("A pattern of the model took too long to match."))
+        Ok(regex.is_match(text).unwrap_or(false))
     }
 }
 
 /// Compiles a pattern of a model so that it matches whole texts only.
 #[allow(clippy::result_large_err)] // the error is formatted at once
 fn compile(source: &str) -> Result<Regex, fancy_regex::Error> {
+    let source = escape_hyphens(source);
     fancy_regex::RegexBuilder::new(&format!("^(?:{source})$")).backtrack_limit(200_000).build()
+}
+
+/// Escapes the hyphens after a class like `\w` within brackets, which Java takes for themselves (`[\w-_]`).
+fn escape_hyphens(source: &str) -> String {
+    let mut out = String::with_capacity(source.len() + 8);
+    let mut chars = source.chars().peekable();
+    let mut bracketed = false;
+    while let Some(c) = chars.next() {
+        out.push(c);
+        match c {
+            '\\' => {
+                let escaped = chars.next();
+                out.extend(escaped);
+                let class = escaped.is_some_and(|c| "dDsSwW".contains(c));
+                if bracketed && class && chars.next_if_eq(&'-').is_some() {
+                    out.push_str("\\-");
+                }
+            }
+            '[' => bracketed = true,
+            ']' => bracketed = false,
+            _ => {}
+        }
+    }
+    out
 }
 
 /// A string without constraints.
