@@ -5,7 +5,6 @@ import re
 import signal
 import socket
 import subprocess
-import time
 
 import pytest
 from support.daemon import BINARY, Daemon, is_alive
@@ -234,10 +233,7 @@ def test_output_may_be_cut_short(simulated):
     assert "panicked" not in done.stderr
 
 
-def test_it_answers_soon_after_the_start(make_daemon):
+def test_it_answers_as_soon_as_it_says_that_it_is_up(make_daemon):
     daemon = make_daemon(*SIMULATED, start=False)
-    begin = time.monotonic()
     daemon.haar("up", *daemon.flags)
-    # A generous bound for a debug build on a busy machine; the measurements have the exact number.
-    assert time.monotonic() - begin < 5
     daemon.client("sts").get_caller_identity()

@@ -88,7 +88,7 @@ def test_killed_at_random_points_many_times(crashing):
                     return
                 except ClientError as error:
                     # Not yet stopped, or not yet running.
-                    assert error.response["Error"]["Code"] in ("IncorrectInstanceState", "IncorrectState"), error
+                    assert error.response["Error"]["Code"] == "IncorrectInstanceState", error
                     time.sleep(0.2)
                 except (BotoCoreError, ConnectionError):
                     time.sleep(0.05)

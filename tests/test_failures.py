@@ -101,7 +101,7 @@ def test_an_image_that_is_broken_at_the_start_is_not_offered(make_daemon):
     assert broken.name not in {image["ImageId"] for image in ec2.describe_images()["Images"]}
     with pytest.raises(ClientError) as error:
         ec2.run_instances(ImageId=broken.name, InstanceType="t3.nano", MinCount=1, MaxCount=1)
-    assert code(error) in ("InvalidAMIID.NotFound", "InvalidAMIID.Unavailable")
+    assert code(error) == "InvalidAMIID.NotFound"
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_a_full_disk(small_disk, make_daemon):
     try:
         guest = launch.start(InstanceType="t3.nano")
     except ClientError as error:
-        assert error.response["Error"]["Code"] in ("InternalError", "InsufficientInstanceCapacity", "Unavailable"), error
+        assert error.response["Error"]["Code"] == "InternalError", error
     else:
         found = guest.wait_for_state("terminated", 60)
         assert "space" in found["StateReason"]["Message"].lower()
@@ -180,7 +180,7 @@ def test_the_pool_of_public_addresses_runs_out(make_daemon):
     with pytest.raises(ClientError) as error:
         for _ in range(5):
             ec2.run_instances(ImageId=image, InstanceType="t3.nano", MinCount=1, MaxCount=1)
-    assert code(error) in ("InsufficientAddressCapacity", "InsufficientFreeAddressesInSubnet", "AddressLimitExceeded", "InsufficientInstanceCapacity")
+    assert code(error) == "InsufficientAddressCapacity"
     found = [i for r in ec2.describe_instances()["Reservations"] for i in r["Instances"]]
     addresses = [i["PublicIpAddress"] for i in found if "PublicIpAddress" in i]
     assert len(addresses) == len(set(addresses))
@@ -191,16 +191,18 @@ def test_a_subnet_without_free_addresses_refuses(make_daemon):
     ec2 = daemon.client("ec2")
     image = image_id(ec2, "tiny")
     [subnet] = ec2.describe_subnets(Filters=[{"Name": "availability-zone", "Values": [f"{daemon.region}a"]}])["Subnets"]
+    network = {"DeviceIndex": 0, "SubnetId": subnet["SubnetId"], "AssociatePublicIpAddress": False}
+    settings = {"ImageId": image, "InstanceType": "t3.nano", "NetworkInterfaces": [network]}
     free = subnet["AvailableIpAddressCount"]
+    # As many at once as one request may ask for.
+    while free >= 1000:
+        ec2.run_instances(MinCount=1000, MaxCount=1000, **settings)
+        [subnet] = ec2.describe_subnets(SubnetIds=[subnet["SubnetId"]])["Subnets"]
+        assert subnet["AvailableIpAddressCount"] == free - 1000
+        free = subnet["AvailableIpAddressCount"]
     with pytest.raises(ClientError) as error:
-        ec2.run_instances(
-            ImageId=image,
-            InstanceType="t3.nano",
-            MinCount=free + 1,
-            MaxCount=free + 1,
-            NetworkInterfaces=[{"DeviceIndex": 0, "SubnetId": subnet["SubnetId"], "AssociatePublicIpAddress": False}],
-        )
-    assert code(error) in ("InsufficientFreeAddressesInSubnet", "InstanceLimitExceeded")
+        ec2.run_instances(MinCount=free + 1, MaxCount=free + 1, **settings)
+    assert code(error) == "InsufficientFreeAddressesInSubnet"
 
 
 def test_damaged_records_are_named_and_not_overwritten(make_daemon):

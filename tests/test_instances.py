@@ -3,7 +3,6 @@
 import base64
 import re
 import subprocess
-import time
 
 import pytest
 from botocore.exceptions import ClientError
@@ -36,13 +35,13 @@ def guest(launch):
     )
 
 
-def test_a_launch_answers_at_once(launch):
-    begin = time.monotonic()
-    guest = launch.start(InstanceType="t3.nano")
-    assert time.monotonic() - begin < 2
-    assert guest.describe()["State"]["Name"] in ("pending", "running")
-    guest.ec2.terminate_instances(InstanceIds=[guest.id])
-    guest.wait_for_state("terminated")
+def test_a_launch_answers_before_the_machine_is_there(ec2, tiny):
+    launched = ec2.run_instances(ImageId=tiny, InstanceType="t3.nano", MinCount=1, MaxCount=1)["Instances"][0]
+    assert launched["State"] == {"Code": 0, "Name": "pending"}
+    # Nor does its end have to wait for it.
+    ended = ec2.terminate_instances(InstanceIds=[launched["InstanceId"]])["TerminatingInstances"][0]
+    assert ended["CurrentState"]["Name"] == "shutting-down"
+    ec2.get_waiter("instance_terminated").wait(InstanceIds=[launched["InstanceId"]], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
 
 
 def test_the_description_is_consistent(guest, ec2, tiny, ssh_group, daemon):
@@ -202,11 +201,10 @@ def test_a_forced_stop_does_not_ask(launch):
     guest = launch(InstanceType="t3.nano")
     # A guest that would not shut down: its init is stopped.
     guest.run("killall acpid; sync")
-    begin = time.monotonic()
     guest.ec2.stop_instances(InstanceIds=[guest.id], Force=True)
     guest.hang_up()
+    # A guest that is asked and does not answer is given much longer.
     guest.wait_for_state("stopped", 30)
-    assert time.monotonic() - begin < 30
     guest.ec2.terminate_instances(InstanceIds=[guest.id])
     guest.wait_for_state("terminated")
 
@@ -323,7 +321,40 @@ def test_parameters_that_haar_does_not_carry_out_are_refused(sim, sim_image):
         {"InstanceMarketOptions": {"MarketType": "spot"}},
         {"ElasticGpuSpecification": [{"Type": "eg1.medium"}]},
         {"LaunchTemplate": {"LaunchTemplateName": "x"}},
+        {"CreditSpecification": {"CpuCredits": "standard"}},
     ):
         settings = {"ImageId": sim_image, "InstanceType": "t3.nano", "MinCount": 1, "MaxCount": 1}
-        with pytest.raises(ClientError):
+        with pytest.raises(ClientError) as error:
             sim.run_instances(**(settings | parameters))
+        assert code(error) == "UnsupportedOperation"
+        assert next(iter(parameters)) in error.value.response["Error"]["Message"]
+
+
+def test_instances_with_cpu_credits_have_unlimited_ones(sim, sim_image):
+    def launch(type_: str, **parameters) -> str:
+        settings = {"ImageId": sim_image, "InstanceType": type_, "MinCount": 1, "MaxCount": 1}
+        return sim.run_instances(**(settings | parameters))["Instances"][0]["InstanceId"]
+
+    def described(**parameters) -> dict[str, str]:
+        found = sim.describe_instance_credit_specifications(**parameters)["InstanceCreditSpecifications"]
+        return {each["InstanceId"]: each["CpuCredits"] for each in found}
+
+    burstable, fixed = launch("t3.nano", CreditSpecification={"CpuCredits": "unlimited"}), launch("m5.large")
+    assert described(InstanceIds=[burstable]) == {burstable: "unlimited"}
+    assert described(Filters=[{"Name": "instance-id", "Values": [burstable, fixed]}]) == {burstable: "unlimited"}
+    with pytest.raises(ClientError) as error:
+        described(InstanceIds=[burstable, fixed])
+    assert code(error) == "InstanceCreditSpecification.NotSupported"
+    with pytest.raises(ClientError) as error:
+        launch("m5.large", CreditSpecification={"CpuCredits": "unlimited"})
+    assert code(error) == "InvalidParameterCombination"
+    changes = [{"InstanceId": each, "CpuCredits": "unlimited"} for each in (burstable, fixed, "i-00000000000000000")]
+    answer = sim.modify_instance_credit_specification(InstanceCreditSpecifications=changes)
+    assert answer["SuccessfulInstanceCreditSpecifications"] == [{"InstanceId": burstable}]
+    refused = {each["InstanceId"]: each["Error"]["Code"] for each in answer["UnsuccessfulInstanceCreditSpecifications"]}
+    assert refused == {fixed: "InstanceCreditSpecification.NotSupported", "i-00000000000000000": "InvalidInstanceID.NotFound"}
+    for credits, expected in (("standard", "UnsupportedOperation"), ("lots", "InvalidParameterValue")):
+        with pytest.raises(ClientError) as error:
+            sim.modify_instance_credit_specification(InstanceCreditSpecifications=[{"InstanceId": burstable, "CpuCredits": credits}])
+        assert code(error) == expected
+    sim.terminate_instances(InstanceIds=[burstable, fixed])

@@ -5,6 +5,7 @@ import re
 import subprocess
 
 import pytest
+from botocore.exceptions import ClientError
 from support.machine import network_namespaces, wait_for
 
 
@@ -160,3 +161,47 @@ def test_guests_see_only_themselves(guest, strict):
     finally:
         guest.run(f"ip route del 169.254.169.254/32; ip addr del {other}/32 dev eth0")
     assert guest.http("/latest/meta-data/instance-id")[2].strip() == guest.id
+
+
+def test_options_of_a_running_guest_are_changed_and_effective_at_once(launch, ec2):
+    guest = launch()
+    assert guest.http("/latest/meta-data/instance-id")[0] == 200
+    answer = ec2.modify_instance_metadata_options(InstanceId=guest.id, HttpTokens="required", InstanceMetadataTags="enabled")
+    assert answer["InstanceId"] == guest.id
+    options = answer["InstanceMetadataOptions"]
+    assert (options["HttpTokens"], options["InstanceMetadataTags"], options["HttpEndpoint"]) == ("required", "enabled", "enabled")
+    assert guest.describe()["MetadataOptions"] == options
+    assert guest.http("/latest/meta-data/instance-id")[0] == 401
+    with_token = {"X-aws-ec2-metadata-token": token(guest)}
+    assert guest.http("/latest/meta-data/instance-id", headers=with_token)[2].strip() == guest.id
+    ec2.create_tags(Resources=[guest.id], Tags=[{"Key": "stage", "Value": "late"}])
+    assert guest.http("/latest/meta-data/tags/instance/stage", headers=with_token)[2].strip() == "late"
+    # What is not named stays as it is.
+    ec2.modify_instance_metadata_options(InstanceId=guest.id, HttpEndpoint="disabled")
+    assert guest.http("/latest/meta-data/instance-id", headers=with_token)[0] == 403
+    answer = ec2.modify_instance_metadata_options(InstanceId=guest.id, HttpEndpoint="enabled")
+    assert answer["InstanceMetadataOptions"]["HttpTokens"] == "required"
+    assert guest.http("/latest/meta-data/instance-id", headers=with_token)[0] == 200
+
+
+@pytest.mark.parametrize("name", ["two words", "a/b", "_index", "."])
+def test_tags_that_the_metadata_cannot_show_are_refused(sim, sim_image, name):
+    tags = [{"Key": name, "Value": "x"}]
+    launch = {"ImageId": sim_image, "InstanceType": "t3.nano", "MinCount": 1, "MaxCount": 1}
+    specification = {"TagSpecifications": [{"ResourceType": "instance", "Tags": tags}]}
+    shown = {"MetadataOptions": {"InstanceMetadataTags": "enabled"}}
+
+    def refused(call, **parameters):
+        with pytest.raises(ClientError) as error:
+            call(**parameters)
+        assert error.value.response["Error"]["Code"] == "InvalidParameterValue"
+        assert f"'{name}' is not a valid tag key" in error.value.response["Error"]["Message"]
+
+    refused(sim.run_instances, **launch, **specification, **shown)
+    # Where the metadata does not show them, any key goes, until it does.
+    plain = sim.run_instances(**launch, **specification)["Instances"][0]["InstanceId"]
+    refused(sim.modify_instance_metadata_options, InstanceId=plain, InstanceMetadataTags="enabled")
+    showing = sim.run_instances(**launch, **shown)["Instances"][0]["InstanceId"]
+    refused(sim.create_tags, Resources=[plain, showing], Tags=tags)
+    sim.create_tags(Resources=[showing], Tags=[{"Key": "a-b+c=d.e_f,g:h@i", "Value": "any value / at all"}])
+    sim.terminate_instances(InstanceIds=[plain, showing])

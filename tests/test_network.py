@@ -138,9 +138,7 @@ def test_ports_open_and_close_on_a_running_instance_at_once(ec2, server, server_
     address = server.public_ip
     assert not reaches(address)
     with allowed(ec2, server_group, port(8080)):
-        begin = time.monotonic()
         wait_for(lambda: reaches(address), 5, 0.05)
-        assert time.monotonic() - begin < 3
     wait_for(lambda: not reaches(address), 5, 0.05)
 
 

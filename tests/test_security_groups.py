@@ -94,20 +94,20 @@ def test_egress(sim, group):
 @pytest.mark.parametrize(
     "permission, expected",
     [
-        ({"IpProtocol": "tcp", "FromPort": 80, "ToPort": 79, "IpRanges": [{"CidrIp": "10.0.0.0/8"}]}, {"InvalidParameterValue"}),
-        ({"IpProtocol": "tcp", "FromPort": 80, "ToPort": 70000, "IpRanges": [{"CidrIp": "10.0.0.0/8"}]}, {"InvalidParameterValue"}),
-        ({"IpProtocol": "tcp", "IpRanges": [{"CidrIp": "10.0.0.0/8"}]}, {"InvalidParameterValue", "MissingParameter"}),
-        ({"IpProtocol": "unicorn", "FromPort": 1, "ToPort": 1, "IpRanges": [{"CidrIp": "10.0.0.0/8"}]}, {"InvalidParameterValue", "InvalidPermission.Malformed"}),
-        ({"IpProtocol": "tcp", "FromPort": 80, "ToPort": 80, "IpRanges": [{"CidrIp": "10.0.0.0/33"}]}, {"InvalidParameterValue"}),
-        ({"IpProtocol": "tcp", "FromPort": 80, "ToPort": 80, "IpRanges": [{"CidrIp": "nonsense"}]}, {"InvalidParameterValue"}),
-        ({"IpProtocol": "tcp", "FromPort": 80, "ToPort": 80, "UserIdGroupPairs": [{"GroupId": "sg-00000000000000000"}]}, {"InvalidGroup.NotFound"}),
-        ({"IpProtocol": "tcp", "FromPort": 80, "ToPort": 80}, {"InvalidParameterValue", "MissingParameter", "InvalidPermission.Malformed"}),
+        ({"IpProtocol": "tcp", "FromPort": 80, "ToPort": 79, "IpRanges": [{"CidrIp": "10.0.0.0/8"}]}, "InvalidParameterValue"),
+        ({"IpProtocol": "tcp", "FromPort": 80, "ToPort": 70000, "IpRanges": [{"CidrIp": "10.0.0.0/8"}]}, "InvalidParameterValue"),
+        ({"IpProtocol": "tcp", "IpRanges": [{"CidrIp": "10.0.0.0/8"}]}, "InvalidParameterValue"),
+        ({"IpProtocol": "unicorn", "FromPort": 1, "ToPort": 1, "IpRanges": [{"CidrIp": "10.0.0.0/8"}]}, "InvalidParameterValue"),
+        ({"IpProtocol": "tcp", "FromPort": 80, "ToPort": 80, "IpRanges": [{"CidrIp": "10.0.0.0/33"}]}, "InvalidParameterValue"),
+        ({"IpProtocol": "tcp", "FromPort": 80, "ToPort": 80, "IpRanges": [{"CidrIp": "nonsense"}]}, "InvalidParameterValue"),
+        ({"IpProtocol": "tcp", "FromPort": 80, "ToPort": 80, "UserIdGroupPairs": [{"GroupId": "sg-00000000000000000"}]}, "InvalidGroup.NotFound"),
+        ({"IpProtocol": "tcp", "FromPort": 80, "ToPort": 80}, "MissingParameter"),
     ],
 )
 def test_rules_that_cannot_be_are_refused(sim, group, permission, expected):
     with pytest.raises(ClientError) as error:
         sim.authorize_security_group_ingress(GroupId=group, IpPermissions=[permission])
-    assert code(error) in expected
+    assert code(error) == expected
 
 
 def test_names_are_unique_within_a_vpc(sim, group):
@@ -117,7 +117,7 @@ def test_names_are_unique_within_a_vpc(sim, group):
     for name in ("sg-mine", "default", "x" * 256):
         with pytest.raises(ClientError) as error:
             sim.create_security_group(GroupName=name, Description="x")
-        assert code(error) in ("InvalidParameterValue", "InvalidGroup.Reserved", "InvalidGroup.Duplicate"), name
+        assert code(error) == "InvalidParameterValue", name
 
 
 def test_a_group_in_use_is_not_deleted(sim, group, sim_image):

@@ -56,6 +56,22 @@ impl<T: Resource, C> Kind<T, C> {
         request: &Request<'_>,
         context: &C,
     ) -> Result<(Vec<Entry<T>>, Option<String>)> {
+        self.page_where(handlers, ctx, snapshot, request, context, |_| true)
+    }
+
+    /// As [`Self::page`], of those records only for which `only` holds.
+    ///
+    /// # Errors
+    /// As [`Self::page`].
+    pub fn page_where(
+        &self,
+        handlers: &Handlers,
+        ctx: &Context,
+        snapshot: &Snapshot,
+        request: &Request<'_>,
+        context: &C,
+        only: impl Fn(&T) -> bool,
+    ) -> Result<(Vec<Entry<T>>, Option<String>)> {
         let filters = parse(&self.filters, request.filters)?;
         let page = handlers.paginator.page(
             ctx,
@@ -71,7 +87,7 @@ impl<T: Resource, C> Kind<T, C> {
         } else {
             Some(self.by_ids(ctx, snapshot, request.ids)?)
         };
-        let matching = |record: &&Entry<T>| filters.matches(record, context);
+        let matching = |record: &&Entry<T>| only(record) && filters.matches(record, context);
         let (records, next) = match &found {
             Some(found) => page.take(found.iter().filter(matching), |record| record.id()),
             None => {

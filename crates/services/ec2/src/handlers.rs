@@ -96,10 +96,15 @@ delegate! {
     }
     instances {
         describe_instance_attribute(DescribeInstanceAttributeRequest) -> InstanceAttribute;
+        describe_instance_credit_specifications(DescribeInstanceCreditSpecificationsRequest)
+            -> DescribeInstanceCreditSpecificationsResult;
         describe_instance_status(DescribeInstanceStatusRequest) -> DescribeInstanceStatusResult;
         describe_instances(DescribeInstancesRequest) -> DescribeInstancesResult;
         get_console_output(GetConsoleOutputRequest) -> GetConsoleOutputResult;
         modify_instance_attribute(ModifyInstanceAttributeRequest) -> ();
+        modify_instance_credit_specification(ModifyInstanceCreditSpecificationRequest)
+            -> ModifyInstanceCreditSpecificationResult;
+        modify_instance_metadata_options(ModifyInstanceMetadataOptionsRequest) -> ModifyInstanceMetadataOptionsResult;
         reboot_instances(RebootInstancesRequest) -> ();
         run_instances(RunInstancesRequest) -> Reservation;
         start_instances(StartInstancesRequest) -> StartInstancesResult;

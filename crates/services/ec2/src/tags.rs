@@ -45,6 +45,47 @@ struct Kind {
 trait Tagged: Resource {
     fn tags(&self) -> &Tags;
     fn tags_mut(&mut self) -> &mut Tags;
+
+    /// Whether the tags may be as they are.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Tagged for Instance {
+    fn tags(&self) -> &Tags {
+        &self.tags
+    }
+
+    fn tags_mut(&mut self) -> &mut Tags {
+        &mut self.tags
+    }
+
+    fn check(&self) -> Result<()> {
+        let in_metadata = self.spec.metadata_options.instance_tags;
+        if in_metadata { check_for_metadata(self.tags.keys().map(String::as_str)) } else { Ok(()) }
+    }
+}
+
+/// Checks the keys of tags that the instance metadata shows as paths (User Guide, "View tags for your EC2 instances using instance
+/// metadata").
+///
+/// # Errors
+/// `InvalidParameterValue` for a key that cannot be part of a path.
+pub fn check_for_metadata<'a>(keys: impl Iterator<Item = &'a str>) -> Result<()> {
+    let fits = |key: &str| {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"+-=._,:@".contains(&byte);
+        key.bytes().all(allowed) && !matches!(key, "." | ".." | "_index")
+    };
+    for key in keys {
+        if !fits(key) {
+            return Err(invalid_value(format!(
+                "'{key}' is not a valid tag key. Tag keys must match pattern ([0-9a-zA-Z\\-_+=,.@:]{{1,255}}), and must not be a \
+                 reserved name ('.', '..', '_index')"
+            )));
+        }
+    }
+    Ok(())
 }
 
 macro_rules! tagged {
@@ -60,18 +101,7 @@ macro_rules! tagged {
     };
 }
 
-tagged!(
-    Image,
-    Instance,
-    InternetGateway,
-    KeyPair,
-    NetworkInterface,
-    RouteTable,
-    SecurityGroup,
-    Subnet,
-    Volume,
-    Vpc
-);
+tagged!(Image, InternetGateway, KeyPair, NetworkInterface, RouteTable, SecurityGroup, Subnet, Volume, Vpc);
 
 /// Every kind of resource that has tags.
 static KINDS: [Kind; 11] = [
@@ -105,6 +135,7 @@ fn edit<T: Tagged>(tx: &mut Tx, scope: Scope<'_>, id: &str, change: Edit<'_>) ->
 fn put_changed<T: Tagged>(tx: &mut Tx, record: &T, change: Edit<'_>) -> Result<()> {
     let mut record = record.clone();
     change(record.tags_mut())?;
+    record.check()?;
     tx.put(record);
     Ok(())
 }

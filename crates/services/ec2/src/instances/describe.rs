@@ -9,6 +9,7 @@ use haar_records::ec2::{
 use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION};
 use haar_store::{Entry, Snapshot};
 
+use super::metadata_options;
 use crate::describe::{Kind, Request};
 use crate::error::{Result, combination};
 use crate::handlers::Handlers;
@@ -118,39 +119,12 @@ pub(super) fn to_api(snapshot: &Snapshot, instance: &Instance) -> model::Instanc
             threads_per_core: i32::try_from(hardware.threads_per_core).ok(),
         }),
         hibernation_options: Some(model::HibernationOptions { configured: Some(false) }),
-        metadata_options: Some(metadata_options(instance)),
+        metadata_options: Some(metadata_options::to_api(instance)),
         enclave_options: Some(model::EnclaveOptions { enabled: Some(false) }),
         boot_mode: image.as_ref().and_then(|image| images::boot_mode(&image.boot)),
         platform_details: Some("Linux/UNIX".to_owned()),
         usage_operation: Some("RunInstances".to_owned()),
         usage_operation_update_time: Some(instance.launch_time),
-    }
-}
-
-fn metadata_options(instance: &Instance) -> model::InstanceMetadataOptionsResponse {
-    let options = &instance.spec.metadata_options;
-    model::InstanceMetadataOptionsResponse {
-        state: Some(match instance.status.state {
-            InstanceState::Pending => model::InstanceMetadataOptionsState::Pending,
-            _ => model::InstanceMetadataOptionsState::Applied,
-        }),
-        http_tokens: Some(if options.http_tokens_required {
-            model::HttpTokensState::Required
-        } else {
-            model::HttpTokensState::Optional
-        }),
-        http_put_response_hop_limit: Some(i32::from(options.hop_limit)),
-        http_endpoint: Some(if options.http_endpoint {
-            model::InstanceMetadataEndpointState::Enabled
-        } else {
-            model::InstanceMetadataEndpointState::Disabled
-        }),
-        http_protocol_ipv6: Some(model::InstanceMetadataProtocolState::Disabled),
-        instance_metadata_tags: Some(if options.instance_tags {
-            model::InstanceMetadataTagsState::Enabled
-        } else {
-            model::InstanceMetadataTagsState::Disabled
-        }),
     }
 }
 

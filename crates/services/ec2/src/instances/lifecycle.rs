@@ -51,7 +51,7 @@ pub async fn start_instances(
                 next.status.transition_reason = String::new();
                 Ok(Some(next))
             }
-            _ => Err(wrong_state(instance, "started")),
+            _ => Err(super::wrong_state(instance, "started")),
         })
         .await?;
     Ok(model::StartInstancesResult { starting_instances })
@@ -81,7 +81,7 @@ pub async fn stop_instances(
                 Ok(Some(shut_down(ctx, instance, InstanceGoal::Stopped, grace)))
             }
             InstanceState::Pending | InstanceState::ShuttingDown | InstanceState::Terminated => {
-                Err(wrong_state(instance, "stopped"))
+                Err(super::wrong_state(instance, "stopped"))
             }
         })
         .await?;
@@ -102,7 +102,7 @@ pub async fn reboot_instances(
         }
         // It boots anyway, or never will again ("Requests to reboot terminated instances are ignored").
         InstanceState::Pending | InstanceState::ShuttingDown | InstanceState::Terminated => Ok(None),
-        InstanceState::Stopping | InstanceState::Stopped => Err(wrong_state(instance, "rebooted")),
+        InstanceState::Stopping | InstanceState::Stopped => Err(super::wrong_state(instance, "rebooted")),
     })
     .await?;
     Ok(())
@@ -194,13 +194,6 @@ fn protected(instance: &Instance, what: &str, attribute: &str) -> Error {
             "The instance '{}' may not be {what}. Modify its '{attribute}' instance attribute and try again.",
             instance.id
         ),
-    )
-}
-
-fn wrong_state(instance: &Instance, what: &str) -> Error {
-    Error::new(
-        "IncorrectInstanceState",
-        format!("The instance '{}' is not in a state from which it can be {what}.", instance.id),
     )
 }
 

@@ -2,20 +2,24 @@
 
 mod attributes;
 mod console;
+mod credits;
 mod describe;
 mod lifecycle;
 mod listing;
+mod metadata_options;
 mod run;
 
-use haar_api::Context;
+use haar_api::{Context, Error};
 use haar_records::ec2::Instance;
 use haar_store::Tx;
 
 pub use attributes::{describe_instance_attribute, modify_instance_attribute};
 pub use console::get_console_output;
+pub use credits::{describe_instance_credit_specifications, modify_instance_credit_specification};
 pub use describe::{describe_instance_status, describe_instances};
 pub use lifecycle::{reboot_instances, start_instances, stop_instances, terminate_instances};
 pub use listing::Listing;
+pub use metadata_options::modify_instance_metadata_options;
 pub use run::run_instances;
 
 use crate::error::{Result, missing};
@@ -47,4 +51,11 @@ fn by_id(ctx: &Context, tx: &mut Tx, id: &str) -> Result<Instance> {
     let instance =
         tx.get::<Instance>(&ctx.account, &ctx.region, id).ok_or_else(|| ids::INSTANCE.missing(id))?;
     Ok(Instance::clone(&instance))
+}
+
+fn wrong_state(instance: &Instance, what: &str) -> Error {
+    Error::new(
+        "IncorrectInstanceState",
+        format!("The instance '{}' is not in a state from which it can be {what}.", instance.id),
+    )
 }

@@ -14,7 +14,7 @@ use haar_records::ec2::{
 use haar_store::Tx;
 use ipnet::Ipv4Net;
 
-use super::describe;
+use super::{credits, describe, metadata_options};
 use crate::block_devices::{self, VolumePlan};
 use crate::error::{Result, combination, invalid_parameter, invalid_value, missing, shorten, unsupported};
 use crate::handlers::Handlers;
@@ -83,6 +83,7 @@ fn plan(scope: Scope<'_>, tx: &mut Tx, input: &model::RunInstancesRequest) -> Re
     let image_id = input.image_id.as_deref().ok_or_else(|| missing("ImageId"))?;
     let type_name = input.instance_type.as_deref().unwrap_or(DEFAULT_INSTANCE_TYPE);
     let instance_type = known_type(type_name)?;
+    credits::check_launch(input.credit_specification.as_ref(), instance_type)?;
     let image = images::launchable(tx, image_id)?;
     let key = match input.key_name.as_deref() {
         Some(name) => {
@@ -100,6 +101,10 @@ fn plan(scope: Scope<'_>, tx: &mut Tx, input: &model::RunInstancesRequest) -> Re
         ));
     }
     let mut by_type = tags::of_new(&input.tag_specifications, &["instance", "volume", "network-interface"])?;
+    let metadata_options = metadata_options::of_launch(input.metadata_options.as_ref())?;
+    if metadata_options.instance_tags {
+        tags::check_for_metadata(by_type.get("instance").into_iter().flatten().map(|(key, _)| key.as_str()))?;
+    }
     let mut tags_of = |resource_type| by_type.remove(resource_type).unwrap_or_default();
     Ok(Plan {
         image,
@@ -107,7 +112,7 @@ fn plan(scope: Scope<'_>, tx: &mut Tx, input: &model::RunInstancesRequest) -> Re
         volumes,
         interfaces,
         key,
-        metadata_options: metadata_options(input.metadata_options.as_ref())?,
+        metadata_options,
         instance_tags: tags_of("instance"),
         volume_tags: tags_of("volume"),
         interface_tags: tags_of("network-interface"),
@@ -342,39 +347,6 @@ fn refuse_options(input: &model::RunInstancesRequest) -> Result<()> {
     Ok(())
 }
 
-/// The metadata options of a request, over the defaults of an image without `ImdsSupport`.
-fn metadata_options(input: Option<&model::InstanceMetadataOptionsRequest>) -> Result<MetadataOptions> {
-    let mut options = MetadataOptions::default();
-    let Some(input) = input else { return Ok(options) };
-    if input.http_protocol_ipv6 == Some(model::InstanceMetadataProtocolState::Enabled) {
-        return Err(unsupported(
-            "The value 'enabled' of the parameter MetadataOptions.HttpProtocolIpv6 is not supported: instances have no IPv6 addresses.",
-        ));
-    }
-    if let Some(endpoint) = input.http_endpoint {
-        options.http_endpoint = endpoint == model::InstanceMetadataEndpointState::Enabled;
-    }
-    if !options.http_endpoint && (input.http_tokens.is_some() || input.http_put_response_hop_limit.is_some())
-    {
-        return Err(combination(
-            "The parameters HttpTokens and HttpPutResponseHopLimit cannot be used when HttpEndpoint is disabled.",
-        ));
-    }
-    if let Some(tokens) = input.http_tokens {
-        options.http_tokens_required = tokens == model::HttpTokensState::Required;
-    }
-    if let Some(limit) = input.http_put_response_hop_limit {
-        options.hop_limit =
-            u8::try_from(limit).ok().filter(|limit| (1..=64).contains(limit)).ok_or_else(|| {
-                invalid_parameter(&limit.to_string(), "HttpPutResponseHopLimit", "It must be from 1 to 64.")
-            })?;
-    }
-    if let Some(tags) = input.instance_metadata_tags {
-        options.instance_tags = tags == model::InstanceMetadataTagsState::Enabled;
-    }
-    Ok(options)
-}
-
 /// The interfaces that a request asks for: those that it lists, or one from its subnet, address and groups.
 fn plan_interfaces(
     scope: Scope<'_>,
@@ -383,6 +355,8 @@ fn plan_interfaces(
     instance_type: &InstanceType,
 ) -> Result<Vec<InterfacePlan>> {
     let zone = input.placement.as_ref().and_then(|placement| placement.availability_zone.as_deref());
+    // Terraform says every member of the placement, empty where it has none.
+    let zone = zone.filter(|zone| !zone.is_empty());
     let mut plans = Vec::new();
     if input.network_interfaces.is_empty() {
         let subnet = subnet_of(scope, tx, input.subnet_id.as_deref(), zone, input.max_count.unsigned_abs())?;
