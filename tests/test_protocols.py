@@ -431,8 +431,8 @@ TYPES = {EC2: "application/x-www-form-urlencoded", QUERY: "application/x-www-for
 TARGETS = {JSON10: "EchoJson10_20260101", JSON11: "EchoJson11"}
 
 
-def sign(request: AWSRequest, service: str, key: str = KEY, secret: str = SECRET, token: str | None = None, region: str = REGION, at=None) -> None:
-    at = at or datetime.datetime.now(datetime.UTC)
+def sign(request: AWSRequest, service: str, key: str = KEY, secret: str = SECRET, token: str | None = None, region: str = REGION, offset=datetime.timedelta()) -> None:
+    at = datetime.datetime.now(datetime.UTC) + offset
     with mock.patch.object(botocore.auth, "get_current_datetime", lambda *_, **__: at.replace(tzinfo=None)):
         botocore.auth.SigV4Auth(Credentials(key, secret, token), service, region).add_auth(request)
 
@@ -463,7 +463,7 @@ def minimal(service: str) -> tuple[str, str]:
 
 
 def later(**difference):
-    return {"at": datetime.datetime.now(datetime.UTC) + datetime.timedelta(**difference)}
+    return {"offset": datetime.timedelta(**difference)}
 
 
 def drop(*names):
