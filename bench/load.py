@@ -40,60 +40,68 @@ class Connection:
     """One connection, kept open as long as the server does."""
 
     def __init__(self, port: int):
-        self.port, self.socket = port, None
+        self.port, self.socket, self.buffer = port, None, bytearray()
 
-    def send(self, request: bytes) -> bytearray:
+    def send(self, request: bytes) -> bytes:
         """The body of the answer, which must be a success."""
+        return bytes(self.exchange(request))
+
+    def exchange(self, request: bytes) -> memoryview:
+        """The body of the answer, which must be a success, until the next one. It lies in memory that is kept: to have fresh
+        memory for an answer of many megabytes takes longer than to receive it."""
         if self.socket is None:
             self.socket = socket.create_connection(("127.0.0.1", self.port), timeout=600)
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.sendall(request)
-        data = bytearray()
-        while (end := data.find(b"\r\n\r\n")) < 0:
-            part = self.socket.recv(1 << 20)
-            if not part:
-                raise ConnectionError("closed without an answer")
-            data += part
-        head, body = bytes(data[:end]).decode("latin-1").lower(), data[end + 4 :]
+        filled = 0
+        while (end := self.buffer.find(b"\r\n\r\n", 0, filled)) < 0:
+            filled += self.receive(filled)
+        head, body = self.buffer[:end].decode("latin-1").lower(), end + 4
         length = re.search(r"\r\ncontent-length: *(\d+)", head)
         if length:
-            body = self.read_rest(body, int(length[1]))
+            done = body + int(length[1])
+            while filled < done:
+                filled += self.receive(filled, done)
         elif "\r\ntransfer-encoding: chunked" in head:
-            body = self.read_chunks(body)
+            body, done = 0, self.read_chunks(self.buffer[body:filled])
         else:
-            while part := self.socket.recv(1 << 20):
-                body += part
+            while read := self.receive(filled, may_end=True):
+                filled += read
+            done = filled
         if "\r\nconnection: close" in head or head.startswith("http/1.0") or not (length or "chunked" in head):
             self.close()
+        answer = memoryview(self.buffer)[body:done]
         if not head.startswith(("http/1.1 200", "http/1.0 200")):
-            raise RuntimeError(f"{head.splitlines()[0]}: {bytes(body[:500])!r}")
-        return body
+            raise RuntimeError(f"{head.splitlines()[0]}: {bytes(answer[:500])!r}")
+        return answer
 
-    def read_rest(self, begun: bytearray, length: int) -> bytearray:
-        """A body of a known length, each byte of it copied once, for what the client costs is measured with what the server costs."""
-        body = bytearray(length)
-        done = len(begun)
-        body[:done] = begun
-        with memoryview(body) as view:
-            while done < length:
-                read = self.socket.recv_into(view[done:])
-                if not read:
-                    raise ConnectionError("cut off")
-                done += read
-        return body
+    def receive(self, filled: int, wanted: int = 0, may_end: bool = False) -> int:
+        """Appends what there is to the buffer, which is made larger where it is full or smaller than `wanted`."""
+        room = max(wanted, filled + (1 << 18))
+        if len(self.buffer) < room:
+            # A view of the answer before may be alive still: not the same object.
+            larger = bytearray(room + room // 8)
+            larger[:filled] = memoryview(self.buffer)[:filled]
+            self.buffer = larger
+        read = self.socket.recv_into(memoryview(self.buffer)[filled:])
+        if not read and not may_end:
+            raise ConnectionError("cut off")
+        return read
 
-    def read_chunks(self, buffer: bytearray) -> bytearray:
-        whole = bytearray()
+    def read_chunks(self, begun: bytearray) -> int:
+        """Puts a chunked body at the start of the buffer; its length."""
+        rest, whole = bytearray(begun), bytearray()
         while True:
-            while (end := buffer.find(b"\r\n")) < 0:
-                buffer += self.socket.recv(1 << 20)
-            size = int(buffer[:end].split(b";")[0], 16)
-            while len(buffer) < end + 2 + size + 2:
-                buffer += self.socket.recv(1 << 20)
-            whole += buffer[end + 2 : end + 2 + size]
-            buffer = buffer[end + 2 + size + 2 :]
+            while (end := rest.find(b"\r\n")) < 0:
+                rest += self.socket.recv(1 << 20)
+            size = int(rest[:end].split(b";")[0], 16)
+            while len(rest) < end + 2 + size + 2:
+                rest += self.socket.recv(1 << 20)
+            whole += rest[end + 2 : end + 2 + size]
+            rest = rest[end + 2 + size + 2 :]
             if size == 0:
-                return whole
+                self.buffer = whole
+                return len(whole)
 
     def close(self) -> None:
         if self.socket:
@@ -106,10 +114,10 @@ def latency(port: int, request: bytes, *, seconds: float = 3, most: int = 2000, 
     took so long that warming up cannot matter."""
     connection = Connection(port)
     start = time.perf_counter()
-    body = connection.send(request)
+    body = connection.exchange(request)
     first = time.perf_counter() - start
     if check:
-        check(body)
+        check(bytes(body))
     if first > 5:
         connection.close()
         return first
@@ -117,7 +125,7 @@ def latency(port: int, request: bytes, *, seconds: float = 3, most: int = 2000, 
     begin = time.perf_counter()
     while len(times) < most and (time.perf_counter() - begin < seconds or len(times) < 3):
         start = time.perf_counter()
-        connection.send(request)
+        connection.exchange(request)
         times.append(time.perf_counter() - start)
     connection.close()
     return statistics.median(times)

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use haar_api::{Context, Encoded, EncodedItems};
 use haar_records::ec2::{Image, Instance, NetworkInterface, Volume};
@@ -26,18 +26,17 @@ struct View {
     /// What they were encoded from.
     snapshot: Snapshot,
     /// Consecutive reservations, each segment by an id that is not after its first and is after those of the segment before.
-    segments: BTreeMap<String, Segment>,
+    segments: BTreeMap<String, Arc<Segment>>,
 }
 
 /// Some consecutive reservations.
-#[derive(Clone)]
 struct Segment {
     /// Each with the number of its instances, sorted by id.
     reservations: Vec<(String, usize)>,
     items: EncodedItems<Reservation>,
 }
 
-/// As few instances as this are encoded for the request that asked for them.
+/// As few instances as this are encoded for the request that asked for them, unless they are at hand.
 const FEW: usize = 32;
 
 impl Listing {
@@ -63,7 +62,9 @@ impl Listing {
             Encoded::from(describe::reservation_of(ctx, snapshot, id, instances.iter().copied()))
         };
         if instances.len() <= FEW {
-            let found = by_reservation(&instances).iter().map(|one| encode(&snapshot, one)).collect();
+            let chosen = by_reservation(&instances);
+            let at_hand = self.at_hand(ctx, &snapshot, &chosen, |one| encode(&snapshot, one));
+            let found = at_hand.unwrap_or_else(|| chosen.iter().map(|one| encode(&snapshot, one)).collect());
             return Ok((found, rest));
         }
         let (current, segments) = self.current(store, ctx);
@@ -90,8 +91,30 @@ impl Listing {
         Ok((found, rest))
     }
 
+    /// Some whole reservations, where nothing has changed since the latest listing; those that are not whole are `encode`d.
+    fn at_hand<'c>(
+        &self,
+        ctx: &Context,
+        snapshot: &Snapshot,
+        chosen: &'c BTreeMap<&'c str, Vec<&'c Entry<Instance>>>,
+        encode: impl Fn((&'c &'c str, &'c Vec<&'c Entry<Instance>>)) -> Encoded<Reservation>,
+    ) -> Option<Vec<Encoded<Reservation>>> {
+        let views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
+        let view = views.get(&(ctx.account.clone(), ctx.region.clone()))?;
+        if view.snapshot.revision() != snapshot.revision() {
+            return None;
+        }
+        let find = |one: (&'c &'c str, &'c Vec<_>)| {
+            let segment = view.segments.get(&view.segment_of(one.0))?;
+            let index = segment.reservations.binary_search_by(|(id, _)| id.as_str().cmp(one.0)).ok()?;
+            let whole = segment.reservations[index].1 == one.1.len();
+            Some(if whole { segment.items.run(index..index + 1) } else { encode(one) })
+        };
+        chosen.iter().map(find).collect()
+    }
+
     /// The latest snapshot and every segment of it.
-    fn current(&self, store: &Store, ctx: &Context) -> (Snapshot, Vec<Segment>) {
+    fn current(&self, store: &Store, ctx: &Context) -> (Snapshot, Vec<Arc<Segment>>) {
         let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
         // Taken under the lock: a view never goes back.
         let snapshot = store.snapshot();
@@ -140,7 +163,7 @@ impl View {
         self.snapshot = snapshot.clone();
         for (segment, mut ids) in stale {
             if let Some(segment) = self.segments.remove(&segment) {
-                ids.extend(segment.reservations.into_iter().map(|(id, _)| id));
+                ids.extend(segment.reservations.iter().map(|(id, _)| id.clone()));
             }
             self.encode(ctx, ids);
         }
@@ -205,7 +228,7 @@ impl View {
                 .map(|(id, instances)| describe::reservation_of(ctx, &self.snapshot, id, instances));
             let items = EncodedItems::new("item", values);
             let reservations = segment.iter().map(|(id, instances)| (id.clone(), instances.len())).collect();
-            self.segments.insert(first.clone(), Segment { reservations, items });
+            self.segments.insert(first.clone(), Arc::new(Segment { reservations, items }));
             rest = after;
         }
     }
