@@ -227,7 +227,7 @@ impl Backend for Qemu {
             nics: self.nics(instance)?,
             netns: Some(self.network.namespace(&instance.spec.vpc_id)),
             console_log: self.console_dir.join(format!("{}.log", instance.id)),
-            hotplug_slots: 0,
+            hotplug: true,
         };
         let vm = match self.vms.start(&spec).await {
             Err(haar_vm::Error::Conflict { .. }) => {

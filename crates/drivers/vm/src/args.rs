@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::probe::Accel;
-use crate::{Boot, Disk, Error, Nic, Spec};
+use crate::{Boot, Disk, Error, Nic, Spec, disks};
 
 /// File descriptors that the QEMU process inherits.
 pub(crate) struct Inherited {
@@ -76,7 +76,13 @@ pub(crate) fn args(spec: &Spec, accel: Accel, fds: &Inherited) -> Result<Vec<OsS
     }
 
     let devices = spec.disks.len() + spec.nics.len();
-    root_ports(&mut args, devices + usize::from(spec.hotplug_slots));
+    root_ports(&mut args, devices + usize::from(spec.hotplug));
+    if spec.hotplug {
+        // One bridge with many slots: a port for each costs the guest 20 ms at boot.
+        let bridge =
+            json!({ "driver": "pcie-pci-bridge", "id": disks::HOTPLUG_BUS, "bus": port_id(devices) });
+        args.json("-device", &bridge);
+    }
     let mut port = 0..;
     for (order, disk) in spec.disks.iter().enumerate() {
         attach_disk(&mut args, disk, order, port.next().unwrap_or_default())?;
@@ -154,50 +160,12 @@ fn port_id(port: usize) -> String {
 }
 
 fn attach_disk(args: &mut Args, disk: &Disk, order: usize, port: usize) -> Result<(), Error> {
-    let file = json!({
-        "driver": "file",
-        "filename": utf8(&disk.path)?,
-        "read-only": disk.read_only,
-        "discard": "unmap",
-        "aio": "threads",
-        // An image that another process holds open for writing is refused.
-        "locking": "on",
-    });
-    let mut node = json!({
-        "driver": disk.format.as_str(),
-        "read-only": disk.read_only,
-        "discard": "unmap",
-        "file": file,
-    });
-    if disk.limits.iops != 0 || disk.limits.bytes_per_second != 0 {
-        let group = format!("throttle-{}", disk.id);
-        args.json(
-            "-object",
-            &json!({
-                "qom-type": "throttle-group",
-                "id": group,
-                "limits": { "iops-total": disk.limits.iops, "bps-total": disk.limits.bytes_per_second },
-            }),
-        );
-        node = json!({ "driver": "throttle", "throttle-group": group, "file": node });
-    }
-    node["node-name"] = disk.id.as_str().into();
-    args.json("-blockdev", &node);
-    args.json(
-        "-device",
-        &json!({
-            "driver": "virtio-blk-pci",
-            "id": format!("d-{}", disk.id),
-            "drive": disk.id,
-            "bus": port_id(port),
-            "serial": disk.id.replacen('-', "", 1),
-            // QEMU gives 0 to a kernel that it loads.
-            "bootindex": order + 1,
-            // A full host pauses the guest; other errors are the guest's to handle.
-            "werror": "enospc",
-            "rerror": "report",
-        }),
-    );
+    args.json("-object", &disks::throttle_group(disk));
+    args.json("-blockdev", &disks::node(disk)?);
+    let mut device = disks::device(disk, &port_id(port));
+    // QEMU gives 0 to a kernel that it loads.
+    device["bootindex"] = (order + 1).into();
+    args.json("-device", &device);
     Ok(())
 }
 
@@ -234,7 +202,7 @@ fn escaped(value: &str) -> String {
 }
 
 /// QEMU's JSON options take only text.
-fn utf8(path: &Path) -> Result<&str, Error> {
+pub(crate) fn utf8(path: &Path) -> Result<&str, Error> {
     path.to_str().ok_or_else(|| Error::InvalidSpec {
         id: String::new(),
         reason: format!("the path {} is not UTF-8", path.display()),
@@ -258,7 +226,7 @@ mod tests {
                 path: "/volumes/a,b.qcow2".into(),
                 format: DiskFormat::Qcow2,
                 read_only: false,
-                limits: DiskLimits { iops: 3000, bytes_per_second: 125 << 20 },
+                limits: DiskLimits { iops: 3000, bytes_per_second: 125 << 20, ..DiskLimits::default() },
             }],
             nics: vec![Nic {
                 id: "eni-1".into(),
@@ -268,7 +236,7 @@ mod tests {
             }],
             netns: None,
             console_log: "/log,s/console".into(),
-            hotplug_slots: 2,
+            hotplug: true,
         }
     }
 
@@ -309,28 +277,29 @@ mod tests {
         assert_eq!(device["drive"], node["node-name"]);
         let group = &objects(&line, "-object", "qom-type", "throttle-group")[0];
         assert_eq!(group["id"], node["throttle-group"]);
-        assert_eq!(group["limits"], json!({ "iops-total": 3000, "bps-total": 131_072_000 }));
+        assert_eq!(group["limits"]["iops-total"], 3000);
+        assert_eq!(group["limits"]["bps-total"], 131_072_000);
 
         let mut free = spec();
-        free.disks[0].limits = DiskLimits::default();
         free.disks[0].read_only = true;
         let line = self::line(&free, Accel::Tcg);
-        let node = &objects(&line, "-blockdev", "driver", "qcow2")[0];
+        let disk = &objects(&line, "-blockdev", "driver", "throttle")[0];
+        let node = &disk["file"];
         assert_eq!((&node["read-only"], &node["file"]["read-only"]), (&json!(true), &json!(true)));
-        assert!(objects(&line, "-object", "qom-type", "throttle-group").is_empty());
     }
 
     #[test]
-    fn every_device_has_a_port_and_some_are_spare() {
+    fn every_device_has_a_port_and_a_bridge_has_room_for_more() {
         let line = line(&spec(), Accel::Tcg);
         let ports: Vec<Value> = objects(&line, "-device", "driver", "pcie-root-port");
-        assert_eq!(ports.len(), 4);
-        let used = [("virtio-blk-pci", 0), ("virtio-net-pci", 1)];
+        assert_eq!(ports.len(), 3);
+        let used = [("virtio-blk-pci", 0), ("virtio-net-pci", 1), ("pcie-pci-bridge", 2)];
         for (driver, port) in used {
             assert_eq!(objects(&line, "-device", "driver", driver)[0]["bus"], ports[port]["id"]);
         }
         let mut many = spec();
-        many.hotplug_slots = 32;
+        let disk = many.disks[0].clone();
+        many.disks = (0..32).map(|index| Disk { id: format!("vol-{index}"), ..disk.clone() }).collect();
         let line = self::line(&many, Accel::Tcg);
         let mut addresses: Vec<String> = objects(&line, "-device", "driver", "pcie-root-port")
             .iter()

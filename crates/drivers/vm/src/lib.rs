@@ -11,6 +11,7 @@
 mod args;
 mod cgroup;
 pub mod console;
+mod disks;
 mod driver;
 mod error;
 mod probe;
@@ -21,9 +22,10 @@ mod spec;
 mod vm;
 
 pub use cgroup::Controller;
+pub use disks::Overlay;
 pub use driver::{Config, Driver};
 pub use error::Error;
 pub use probe::{Accel, NoKvm, Probe, probe};
 pub use process::Exit;
-pub use spec::{Boot, Disk, DiskFormat, DiskLimits, Nic, Spec};
+pub use spec::{Boot, Disk, DiskFormat, DiskLimits, HOTPLUG_SLOTS, Nic, Spec};
 pub use vm::{Event, RunState, Vm};

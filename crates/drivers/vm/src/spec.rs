@@ -32,9 +32,13 @@ pub struct Spec {
     /// Where the serial console is appended to. It may lie outside the run directory, so that it outlives the
     /// machine; its folder must exist.
     pub console_log: PathBuf,
-    /// Empty PCI Express ports left for disks and interfaces that are attached while the machine runs, at most 32.
-    pub hotplug_slots: u8,
+    /// Whether disks can be attached while the machine runs: it then has a PCI bridge with [`HOTPLUG_SLOTS`] slots.
+    #[serde(default)]
+    pub hotplug: bool,
 }
+
+/// How many disks can be attached to a machine while it runs, besides those that it started with.
+pub const HOTPLUG_SLOTS: usize = 32;
 
 /// What a guest starts from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,12 +104,24 @@ impl DiskFormat {
 }
 
 /// Limits to a disk's input and output, reads and writes together; zero means unlimited.
+///
+/// Bursts are those of a leaky bucket (QEMU documentation, "The QEMU throttling infrastructure"): the higher rate holds for
+/// `burst_seconds`, and what is left unused of the lower one fills the bucket again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct DiskLimits {
     /// Operations a second.
     pub iops: u64,
+    /// Operations a second during a burst; zero, or more than `iops`.
+    pub burst_iops: u64,
     /// Bytes a second.
     pub bytes_per_second: u64,
+    /// Bytes a second during a burst; zero, or more than `bytes_per_second`.
+    pub burst_bytes_per_second: u64,
+    /// How long a burst lasts in seconds, where there is one.
+    pub burst_seconds: u64,
+    /// Bytes that count as one operation: a larger request counts as several. Zero: every request is one.
+    pub operation_bytes: u64,
 }
 
 /// A network interface of a machine: a virtio network device on a tap.
@@ -135,19 +151,15 @@ impl Spec {
         if !(1..=64 << 20).contains(&self.memory_mib) {
             return fail(format!("memory_mib is {}, not within 1 to {}", self.memory_mib, 64 << 20));
         }
-        if self.hotplug_slots > 32 {
-            return fail(format!("hotplug_slots is {}, more than 32", self.hotplug_slots));
-        }
         // Root ports are functions of slots on the root bus, of which there are 32; more devices than AWS attaches.
         if self.disks.len() + self.nics.len() > 64 {
             return fail(format!("{} devices, more than 64", self.disks.len() + self.nics.len()));
         }
         let mut seen = std::collections::HashSet::new();
         for id in self.disks.iter().map(|d| &d.id).chain(self.nics.iter().map(|n| &n.id)) {
-            // QEMU's node names have at most 31 characters, and ours a prefix of two.
-            if !valid_id(id) || id.len() > 29 {
+            if !valid_device_id(id) {
                 return fail(format!(
-                    "device id {id:?} is not 1 to 29 lower-case letters, digits and dashes"
+                    "device id {id:?} is not 1 to {MAX_DEVICE_ID} lower-case letters, digits and dashes"
                 ));
             }
             if !seen.insert(id) {
@@ -195,6 +207,13 @@ pub(crate) fn check_id(id: &str) -> Result<(), Error> {
         id: id.chars().take(80).collect(),
         reason: "an id is 1 to 64 lower-case letters, digits and dashes, and begins with a letter".into(),
     })
+}
+
+/// QEMU's node names have at most 31 characters, and those of a disk's layers a prefix with a number.
+const MAX_DEVICE_ID: usize = 24;
+
+pub(crate) fn valid_device_id(id: &str) -> bool {
+    valid_id(id) && id.len() <= MAX_DEVICE_ID
 }
 
 fn valid_id(id: &str) -> bool {

@@ -76,6 +76,8 @@ struct Inner {
     dir: RunDir,
     process: Process,
     qmp: Qmp,
+    /// Held while disks are changed, which takes several commands.
+    disks: tokio::sync::Mutex<()>,
     states: Arc<States>,
     attendant: JoinHandle<()>,
 }
@@ -128,7 +130,16 @@ impl Vm {
         };
         let attendant =
             tokio::spawn(attend(process.clone(), dir.clone(), spec.console_log.clone(), states.clone()));
-        Ok(Vm(Arc::new(Inner { spec, dir, process, qmp, states, attendant })))
+        Ok(Vm(Arc::new(Inner { spec, dir, process, qmp, disks: Default::default(), states, attendant })))
+    }
+
+    pub(crate) fn qmp(&self) -> &Qmp {
+        &self.0.qmp
+    }
+
+    /// Keeps others from changing disks meanwhile.
+    pub(crate) async fn change_disks(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.0.disks.lock().await
     }
 
     /// The id of the instance.

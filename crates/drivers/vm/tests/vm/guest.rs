@@ -154,7 +154,7 @@ impl Bench {
             nics: Vec::new(),
             netns: None,
             console_log: self.console_log(),
-            hotplug_slots: 0,
+            hotplug: false,
         }
     }
 

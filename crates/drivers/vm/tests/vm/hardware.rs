@@ -70,7 +70,7 @@ async fn disks_are_held_to_their_limits() {
     let mut took = Vec::new();
     for iops in [100, 4] {
         let mut spec = bench.spec();
-        spec.disks[0].limits = DiskLimits { iops, bytes_per_second: 0 };
+        spec.disks[0].limits = DiskLimits { iops, ..DiskLimits::default() };
         fs::write(bench.console_log(), "").unwrap();
         let vm = driver.start(&spec).await.unwrap();
         bench.console_reads("H").await;

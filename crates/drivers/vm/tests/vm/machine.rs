@@ -218,14 +218,13 @@ fn nic(ifname: &str) -> Nic {
 async fn bad_specifications_are_refused() {
     let Some(bench) = Bench::new() else { return };
     let driver = bench.driver();
-    let changes: [fn(&mut haar_vm::Spec); 13] = [
+    let changes: [fn(&mut haar_vm::Spec); 12] = [
         |spec| spec.id = "../escape".into(),
         |spec| spec.id = String::new(),
         |spec| spec.id = "i-".repeat(40),
         |spec| spec.vcpus = 0,
         |spec| spec.memory_mib = 0,
         |spec| spec.memory_mib = u64::MAX,
-        |spec| spec.hotplug_slots = 33,
         |spec| spec.disks.clear(),
         |spec| spec.disks.push(spec.disks[0].clone()),
         |spec| spec.disks[0].id = "vol,if=none".into(),

@@ -1,0 +1,339 @@
+//! Disks of live machines: attached, detached, grown, limited, and given new layers while the guest runs.
+//!
+//! What QEMU calls things, for a disk `ID`: the device `d-ID` drives the block node `ID`, a throttle with the limits of the
+//! object `throttle-ID`; below it stands the disk's layer, the node `q0-ID`, and after snapshots `q1-ID`, `q2-ID` and so on, each
+//! over the one before. Names are all that is needed to go on where an earlier call was cut off.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::args::utf8;
+use crate::qmp::Qmp;
+use crate::{Disk, DiskFormat, DiskLimits, Error, Vm, spec};
+
+/// The bus of the disks that are attached while the machine runs.
+pub(crate) const HOTPLUG_BUS: &str = "hotplug";
+
+/// How long a guest that heeds the request takes to give up a disk.
+const UNPLUG_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How often is asked whether it has.
+const UNPLUG_POLL: Duration = Duration::from_millis(10);
+
+/// A new, empty layer over a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overlay {
+    /// The id of the disk.
+    pub disk: String,
+    /// The qcow2 file, made for the disk's present layer. What the guest writes from now on goes there.
+    pub path: PathBuf,
+}
+
+/// The object that holds a disk to its limits.
+pub(crate) fn throttle_group(disk: &Disk) -> Value {
+    json!({ "qom-type": "throttle-group", "id": group_id(&disk.id), "limits": limits(disk.limits) })
+}
+
+/// All limits, so that setting them leaves nothing of those before (QEMU QMP Reference, `ThrottleLimits`).
+fn limits(limits: DiskLimits) -> Value {
+    let DiskLimits {
+        iops,
+        burst_iops,
+        bytes_per_second,
+        burst_bytes_per_second,
+        burst_seconds,
+        operation_bytes,
+    } = limits;
+    let length = |burst: u64| if burst == 0 { 1 } else { burst_seconds.max(1) };
+    json!({
+        "iops-total": iops,
+        "iops-total-max": burst_iops,
+        "iops-total-max-length": length(burst_iops),
+        "bps-total": bytes_per_second,
+        "bps-total-max": burst_bytes_per_second,
+        "bps-total-max-length": length(burst_bytes_per_second),
+        "iops-size": operation_bytes,
+    })
+}
+
+/// The block node of a disk, with all below it.
+pub(crate) fn node(disk: &Disk) -> Result<Value, Error> {
+    Ok(json!({
+        "driver": "throttle",
+        "node-name": disk.id,
+        "throttle-group": group_id(&disk.id),
+        "file": layer(disk, 0)?,
+    }))
+}
+
+fn layer(disk: &Disk, generation: u32) -> Result<Value, Error> {
+    Ok(json!({
+        "driver": disk.format.as_str(),
+        "node-name": layer_id(generation, &disk.id),
+        "read-only": disk.read_only,
+        "discard": "unmap",
+        "file": {
+            "driver": "file",
+            "filename": utf8(&disk.path)?,
+            "read-only": disk.read_only,
+            "discard": "unmap",
+            "aio": "threads",
+            // An image that another process holds open for writing is refused.
+            "locking": "on",
+        },
+    }))
+}
+
+/// The guest's device.
+pub(crate) fn device(disk: &Disk, bus: &str) -> Value {
+    json!({
+        "driver": "virtio-blk-pci",
+        "id": device_id(&disk.id),
+        "drive": disk.id,
+        "bus": bus,
+        "serial": disk.id.replacen('-', "", 1),
+        // A full host pauses the guest; other errors are the guest's to handle.
+        "werror": "enospc",
+        "rerror": "report",
+    })
+}
+
+fn device_id(disk: &str) -> String {
+    format!("d-{disk}")
+}
+
+fn group_id(disk: &str) -> String {
+    format!("throttle-{disk}")
+}
+
+fn layer_id(generation: u32, disk: &str) -> String {
+    format!("q{generation}-{disk}")
+}
+
+/// A layer that QEMU has open.
+struct Layer {
+    generation: u32,
+    path: PathBuf,
+}
+
+impl Vm {
+    /// The ids of the disks that the guest has, sorted.
+    ///
+    /// # Errors
+    /// [`Error::Gone`], [`Error::Timeout`].
+    pub async fn disks(&self) -> Result<Vec<String>, Error> {
+        let names = children(self.qmp(), "/machine/peripheral").await?;
+        // Interfaces have ids of the same form; what drives a block node of its name is a disk.
+        let nodes = named_nodes(self.qmp()).await?;
+        let mut disks: Vec<String> = names
+            .iter()
+            .filter_map(|name| name.strip_prefix("d-"))
+            .filter(|id| nodes.iter().any(|node| node["node-name"] == **id))
+            .map(str::to_owned)
+            .collect();
+        disks.sort_unstable();
+        Ok(disks)
+    }
+
+    /// Attaches a disk. Attaching one that the guest has changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSpec`]; [`Error::Refused`] with QEMU's words, of a missing file for example, or when the machine has no
+    /// free slot; [`Error::Gone`]; [`Error::Timeout`].
+    pub async fn attach_disk(&self, disk: &Disk) -> Result<(), Error> {
+        if !spec::valid_device_id(&disk.id) {
+            return Err(Error::InvalidSpec {
+                id: self.id().to_owned(),
+                reason: format!("device id {:?} is malformed", disk.id),
+            });
+        }
+        let _change = self.change_disks().await;
+        let qmp = self.qmp();
+        if has_device(qmp, &disk.id).await? {
+            return Ok(());
+        }
+        // What an attempt that was cut off has left.
+        remove_nodes(qmp, &disk.id).await?;
+        let attach = async {
+            qmp.execute("object-add", throttle_group(disk)).await?;
+            qmp.execute("blockdev-add", node(disk)?).await?;
+            qmp.execute("device_add", device(disk, HOTPLUG_BUS)).await
+        };
+        let attached = attach.await;
+        if attached.is_err() {
+            // The error of the attempt is what the caller wants to know.
+            let _ = remove_nodes(qmp, &disk.id).await;
+        }
+        attached.map(drop)
+    }
+
+    /// Asks the guest to give up a disk and, when it has, closes it. Says whether it has; if not, it may be asked again: a guest that
+    /// is booting does not hear.
+    ///
+    /// # Errors
+    /// [`Error::Refused`], [`Error::Gone`], [`Error::Timeout`].
+    pub async fn detach_disk(&self, id: &str) -> Result<bool, Error> {
+        let _change = self.change_disks().await;
+        let qmp = self.qmp();
+        if has_device(qmp, id).await? {
+            match qmp.execute("device_del", json!({ "id": device_id(id) })).await {
+                // That it was asked already, or that the disk is gone meanwhile.
+                Ok(_) | Err(Error::Refused { .. }) => {}
+                Err(error) => return Err(error),
+            }
+            let deadline = Instant::now() + UNPLUG_PATIENCE;
+            while has_device(qmp, id).await? {
+                if Instant::now() >= deadline {
+                    return Ok(false);
+                }
+                tokio::time::sleep(UNPLUG_POLL).await;
+            }
+        }
+        remove_nodes(qmp, id).await?;
+        Ok(true)
+    }
+
+    /// Holds a disk to other limits from now on.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the guest does not have it, [`Error::Gone`], [`Error::Timeout`].
+    pub async fn limit_disk(&self, id: &str, to: DiskLimits) -> Result<(), Error> {
+        let path = format!("/objects/{}", group_id(id));
+        let change = json!({ "path": path, "property": "limits", "value": limits(to) });
+        self.qmp().execute("qom-set", change).await.map(drop)
+    }
+
+    /// Grows a disk, and tells the guest.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the guest does not have it or the host is full, [`Error::Gone`], [`Error::Timeout`].
+    pub async fn resize_disk(&self, id: &str, bytes: u64) -> Result<(), Error> {
+        let _change = self.change_disks().await;
+        self.qmp().execute("block_resize", json!({ "node-name": id, "size": bytes })).await.map(drop)
+    }
+
+    /// Puts new layers over disks, all at one point in time: what was written before is in the layers below, which QEMU
+    /// only reads from then on. Layers that are in place already are left so.
+    ///
+    /// # Errors
+    /// [`Error::Refused`], after which nothing has changed; [`Error::Gone`]; [`Error::Timeout`].
+    pub async fn overlay_disks(&self, overlays: &[Overlay]) -> Result<(), Error> {
+        let _change = self.change_disks().await;
+        let qmp = self.qmp();
+        let mut actions = Vec::new();
+        for Overlay { disk, path } in overlays {
+            let layers = layers_in_use(qmp, disk).await?;
+            let Some(top) = layers.last() else {
+                let desc = format!("the machine has no disk {disk}");
+                return Err(Error::Refused { command: "blockdev-snapshot".into(), desc });
+            };
+            if top.path == *path {
+                continue;
+            }
+            let next = top.generation + 1;
+            let new = Disk {
+                id: disk.clone(),
+                path: path.clone(),
+                format: DiskFormat::Qcow2,
+                read_only: false,
+                limits: DiskLimits::default(),
+            };
+            let mut node = layer(&new, next)?;
+            // QEMU puts the present layer there, which it has open.
+            node["backing"] = Value::Null;
+            qmp.execute("blockdev-add", node).await?;
+            actions.push(json!({
+                "type": "blockdev-snapshot",
+                "data": { "node": layer_id(top.generation, disk), "overlay": layer_id(next, disk) },
+            }));
+        }
+        if actions.is_empty() {
+            return Ok(());
+        }
+        qmp.execute("transaction", json!({ "actions": actions })).await.map(drop)
+    }
+
+    /// The file that a disk's writes go to, as it was named when it was opened; none if the guest does not have the disk.
+    ///
+    /// # Errors
+    /// [`Error::Gone`], [`Error::Timeout`].
+    pub async fn disk_file(&self, id: &str) -> Result<Option<PathBuf>, Error> {
+        let _change = self.change_disks().await;
+        let top = layers_in_use(self.qmp(), id).await?.pop();
+        Ok(top.map(|layer| layer.path))
+    }
+}
+
+async fn children(qmp: &Qmp, path: &str) -> Result<Vec<String>, Error> {
+    let list = qmp.execute("qom-list", json!({ "path": path })).await?;
+    let names = list.as_array().into_iter().flatten().filter_map(|entry| entry["name"].as_str());
+    Ok(names.map(str::to_owned).collect())
+}
+
+async fn has_device(qmp: &Qmp, disk: &str) -> Result<bool, Error> {
+    let device = device_id(disk);
+    Ok(children(qmp, "/machine/peripheral").await?.contains(&device))
+}
+
+async fn named_nodes(qmp: &Qmp) -> Result<Vec<Value>, Error> {
+    match qmp.execute("query-named-block-nodes", json!({ "flat": true })).await? {
+        Value::Array(nodes) => Ok(nodes),
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// The layers of a disk, the lowest first.
+async fn layers(qmp: &Qmp, disk: &str) -> Result<Vec<Layer>, Error> {
+    let mut layers: Vec<Layer> = named_nodes(qmp)
+        .await?
+        .iter()
+        .filter_map(|node| {
+            let (generation, id) = node["node-name"].as_str()?.strip_prefix('q')?.split_once('-')?;
+            let layer = Layer { generation: generation.parse().ok()?, path: node["file"].as_str()?.into() };
+            (id == disk).then_some(layer)
+        })
+        .collect();
+    layers.sort_unstable_by_key(|layer| layer.generation);
+    Ok(layers)
+}
+
+/// The layers of a disk that a device drives, the lowest first; one that an attempt that was cut off has opened, and that is not
+/// over the others yet, is closed.
+async fn layers_in_use(qmp: &Qmp, disk: &str) -> Result<Vec<Layer>, Error> {
+    let mut layers = layers(qmp, disk).await?;
+    while let Some(top) = layers.pop_if(|layer| layer.generation > 0) {
+        match remove_node(qmp, &layer_id(top.generation, disk)).await {
+            Ok(()) => {}
+            // QEMU closes nothing that is in use.
+            Err(Error::Refused { .. }) => {
+                layers.push(top);
+                break;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(layers)
+}
+
+/// Closes what QEMU has open of a disk that no device drives.
+async fn remove_nodes(qmp: &Qmp, disk: &str) -> Result<(), Error> {
+    if named_nodes(qmp).await?.iter().any(|node| node["node-name"] == disk) {
+        remove_node(qmp, disk).await?;
+    }
+    // The lowest layer went with the throttle that it was opened with, unless another one stood between.
+    for layer in layers(qmp, disk).await?.iter().rev().filter(|layer| layer.generation > 0) {
+        remove_node(qmp, &layer_id(layer.generation, disk)).await?;
+    }
+    let group = group_id(disk);
+    if children(qmp, "/objects").await?.contains(&group) {
+        qmp.execute("object-del", json!({ "id": group })).await?;
+    }
+    Ok(())
+}
+
+async fn remove_node(qmp: &Qmp, node: &str) -> Result<(), Error> {
+    qmp.execute("blockdev-del", json!({ "node-name": node })).await.map(drop)
+}
