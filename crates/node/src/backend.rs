@@ -34,6 +34,15 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// Makes the links of an instance's VPC match the records.
     fn sync_network(&self, instance: &Instance) -> impl Future<Output = Result<(), Error>> + Send;
 
+    /// Gives a volume to the instance's machine, which runs.
+    fn attach(&self, instance_id: &str, volume: &Volume) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Asks the guest to give up a volume; says whether the machine is without it.
+    fn detach(&self, instance_id: &str, volume_id: &str) -> impl Future<Output = Result<bool, Error>> + Send;
+
+    /// Makes the disk of a volume that is empty at first.
+    fn make_disk(&self, volume: &Volume) -> impl Future<Output = Result<(), Error>> + Send;
+
     /// Removes a volume's disk.
     fn remove_disk(&self, volume: &Volume) -> impl Future<Output = Result<(), Error>> + Send;
 

@@ -109,7 +109,7 @@ impl<B: Backend> Instances<B> {
             instance.status.instance_check = StatusCheck::Initializing;
             instance.status.system_check = StatusCheck::Ok;
             instance.status.host_boot_id = Some(self.host_boot_id.clone());
-            for device in &instance.spec.block_devices {
+            for device in instance.spec.block_devices.iter().filter(|device| !device.detaching) {
                 if let Some(volume) = tx.get::<Volume>(&instance.account, &instance.region, &device.volume_id)
                 {
                     let mut volume = Volume::clone(&volume);
@@ -158,7 +158,11 @@ impl<B: Backend> Instances<B> {
 
     async fn look_after(&self, instance: &Instance) -> Result<Action, Error> {
         match self.backend.observe(&instance.id).await? {
-            Observation::Running => self.running(instance).await,
+            Observation::Running => {
+                let settled = self.attachments(instance).await?;
+                let action = self.running(instance).await?;
+                Ok(if settled { action } else { Action::RequeueAfter(ASK_AGAIN) })
+            }
             Observation::OutOfSpace => {
                 self.checks(instance, StatusCheck::Impaired, StatusCheck::Impaired).await?;
                 Ok(Action::RequeueAfter(RETRY_WRITE))
@@ -192,6 +196,33 @@ impl<B: Backend> Instances<B> {
             Observation::Absent => self.lost(instance, "its process is gone").await,
             Observation::Dead(why) => self.lost(instance, &why).await,
         }
+    }
+
+    /// Attaches and detaches volumes as was asked; says whether nothing is left to do.
+    async fn attachments(&self, instance: &Instance) -> Result<bool, Error> {
+        let running = instance.status.state == InstanceState::Running;
+        let mut settled = true;
+        for device in &instance.spec.block_devices {
+            let snapshot = self.store.snapshot();
+            let Some(volume) = snapshot.get::<Volume>(&instance.account, &instance.region, &device.volume_id)
+            else {
+                continue;
+            };
+            let attaching = volume.attachments.iter().any(|a| a.status == AttachmentStatus::Attaching);
+            if device.detaching {
+                if running && !self.backend.detach(&instance.id, &volume.id).await? {
+                    settled = false;
+                    continue;
+                }
+                self.update(instance, |tx, instance| give_up(tx, instance, &volume.id)).await?;
+            } else if attaching {
+                if running {
+                    self.backend.attach(&instance.id, &volume).await?;
+                }
+                self.update(instance, |tx, instance| attached(tx, instance, &volume.id)).await?;
+            }
+        }
+        Ok(settled)
     }
 
     async fn lost(&self, instance: &Instance, why: &str) -> Result<Action, Error> {
@@ -293,7 +324,8 @@ impl<B: Backend> Instances<B> {
 
     async fn terminated(&self, instance: &Instance) -> Result<(), Error> {
         let snapshot = self.store.snapshot();
-        let doomed = |device: &&haar_records::ec2::BlockDevice| device.delete_on_termination;
+        let doomed =
+            |device: &&haar_records::ec2::BlockDevice| device.delete_on_termination && !device.detaching;
         for device in instance.spec.block_devices.iter().filter(doomed) {
             if let Some(volume) =
                 snapshot.get::<Volume>(&instance.account, &instance.region, &device.volume_id)
@@ -307,7 +339,7 @@ impl<B: Backend> Instances<B> {
             instance.status.terminated_at = Some(now);
             let (account, region) = (&instance.account, &instance.region);
             for device in &instance.spec.block_devices {
-                if device.delete_on_termination {
+                if device.delete_on_termination && !device.detaching {
                     tx.delete::<Volume>(account, region, &device.volume_id);
                 } else if let Some(volume) = tx.get::<Volume>(account, region, &device.volume_id) {
                     // A disk that was never made is no volume to keep.
@@ -371,7 +403,10 @@ impl<B: Backend> Reconciler for Instances<B> {
             InstanceState::Pending => self.boot(&instance).await,
             InstanceState::Running => self.look_after(&instance).await,
             InstanceState::Stopping | InstanceState::ShuttingDown => self.shut_down(&instance).await,
-            InstanceState::Stopped => Ok(Action::Done),
+            InstanceState::Stopped => {
+                self.attachments(&instance).await?;
+                Ok(Action::Done)
+            }
             InstanceState::Terminated => self.forget(&instance).await,
         }
     }
@@ -388,6 +423,27 @@ impl<B: Backend> Reconciler for Instances<B> {
         if let Err(error) = written {
             tracing::warn!(instance = key.id(), %error, "cannot write down why");
         }
+    }
+}
+
+/// Writes down that an instance has a volume, unless it is to give it up meanwhile.
+fn attached(tx: &mut Tx, instance: &Instance, volume_id: &str) {
+    let Some(volume) = tx.get::<Volume>(&instance.account, &instance.region, volume_id) else { return };
+    let mut volume = Volume::clone(&volume);
+    for attachment in &mut volume.attachments {
+        if attachment.status == AttachmentStatus::Attaching {
+            attachment.status = AttachmentStatus::Attached;
+        }
+    }
+    tx.put(volume);
+}
+
+/// Writes down that an instance is without a volume.
+fn give_up(tx: &mut Tx, instance: &mut Instance, volume_id: &str) {
+    instance.spec.block_devices.retain(|device| device.volume_id != volume_id);
+    if let Some(volume) = tx.get::<Volume>(&instance.account, &instance.region, volume_id) {
+        let volume = Volume::clone(&volume);
+        tx.put(Volume { state: VolumeState::Available, attachments: Vec::new(), ..volume });
     }
 }
 

@@ -10,10 +10,12 @@ mod directory;
 mod error;
 mod images;
 mod instances;
+mod limits;
 mod network;
 mod qemu;
 mod reserve;
 mod simulated;
+mod volumes;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,7 +23,7 @@ use std::time::Duration;
 
 use haar_core::reconcile;
 use haar_records::ec2::{
-    Instance, InternetGateway, NetworkInterface, RouteTable, SecurityGroup, Subnet, Vpc,
+    Instance, InternetGateway, NetworkInterface, RouteTable, SecurityGroup, Subnet, Volume, Vpc,
 };
 use haar_store::{Event, Key, Resource, Store};
 use ipnet::Ipv4Net;
@@ -32,6 +34,7 @@ use crate::instances::Instances;
 use crate::network::{Network, Networks};
 use crate::qemu::Qemu;
 use crate::simulated::Simulated;
+use crate::volumes::Volumes;
 
 /// How long runs that have begun may go on when the daemon stops. They are repeated by the next daemon.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -76,6 +79,7 @@ struct Inner {
     store: Store,
     images: haar_image::Library,
     instances: reconcile::Handle<Instance>,
+    volumes: reconcile::Handle<Volume>,
     networks: Option<reconcile::Handle<Vpc>>,
     qemu: Option<Arc<Qemu>>,
 }
@@ -103,10 +107,15 @@ impl Node {
                 let backend = Arc::new(Simulated);
                 let instances = reconcile::start(
                     &store,
-                    Instances::new(store.clone(), backend),
+                    Instances::new(store.clone(), backend.clone()),
                     reconcile::Options { concurrency: 64, ..Default::default() },
                 )?;
-                Inner { config, store, images, instances, networks: None, qemu: None }
+                let volumes = reconcile::start(
+                    &store,
+                    Volumes::new(store.clone(), backend),
+                    reconcile::Options { concurrency: 64, ..Default::default() },
+                )?;
+                Inner { config, store, images, instances, volumes, networks: None, qemu: None }
             }
             Compute::Qemu { binary, accel } => {
                 let network = Arc::new(Network::new(&config, store.clone()).await?);
@@ -124,13 +133,26 @@ impl Node {
                     reconcile::Options { concurrency: 8, ..Default::default() },
                 )?;
                 qemu.report_to(&instances);
+                let volumes = reconcile::start(
+                    &store,
+                    Volumes::new(store.clone(), qemu.clone()),
+                    reconcile::Options { concurrency: 4, ..Default::default() },
+                )?;
                 let networks = reconcile::start(
                     &store,
                     Networks::new(network),
                     reconcile::Options { concurrency: 4, ..Default::default() },
                 )?;
                 follow_vpc_parts(&networks)?;
-                Inner { config, store, images, instances, networks: Some(networks), qemu: Some(qemu) }
+                Inner {
+                    config,
+                    store,
+                    images,
+                    instances,
+                    volumes,
+                    networks: Some(networks),
+                    qemu: Some(qemu),
+                }
             }
         };
         let node = Self { inner: Arc::new(inner) };
@@ -176,6 +198,7 @@ impl Node {
             networks.stop(STOP_GRACE).await;
         }
         self.inner.instances.stop(STOP_GRACE).await;
+        self.inner.volumes.stop(STOP_GRACE).await;
     }
 }
 

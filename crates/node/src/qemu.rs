@@ -8,13 +8,13 @@ use haar_core::reconcile::Handle;
 use haar_image::{BootMode, ImageId};
 use haar_records::ec2::{Instance, InstanceState, NetworkInterface, Volume, instance_type};
 use haar_store::Store;
-use haar_vm::{Boot, Disk, DiskFormat, DiskLimits, Nic, RunState, Spec, Vm};
+use haar_vm::{Boot, Disk, DiskFormat, Nic, RunState, Spec, Vm};
 
 use crate::backend::{Backend, Observation};
 use crate::directory::MTU;
 use crate::network::{self, Network};
 use crate::reserve::Reserve;
-use crate::{Config, Error};
+use crate::{Config, Error, limits};
 
 /// OVMF's code for machines that boot through UEFI (package `ovmf`).
 const UEFI_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
@@ -116,28 +116,21 @@ impl Qemu {
     async fn disks(&self, instance: &Instance, image: &haar_image::Image) -> Result<Vec<Disk>, Error> {
         let snapshot = self.store.snapshot();
         let mut disks = Vec::with_capacity(instance.spec.block_devices.len());
-        for device in &instance.spec.block_devices {
+        for device in instance.spec.block_devices.iter().filter(|device| !device.detaching) {
             let record = snapshot
                 .get::<Volume>(&instance.account, &instance.region, &device.volume_id)
                 .ok_or_else(|| Self::inconsistent(instance, format!("{} has no record", device.volume_id)))?;
-            let size = u64::from(record.size_gib) << 30;
             let volume = match self.volumes.info(&record.id)? {
                 Some(volume) => volume,
                 None if record.image_id.is_some() => {
                     let backing = image.root_disk();
                     self.volumes
-                        .create_overlay(&record.id, &backing, haar_volume::Format::Qcow2, size)
+                        .create_overlay(&record.id, &backing, haar_volume::Format::Qcow2, bytes(&record))
                         .await?
                 }
-                None => self.volumes.create_empty(&record.id, size).await?,
+                None => self.volumes.create_empty(&record.id, bytes(&record)).await?,
             };
-            disks.push(Disk {
-                id: record.id.clone(),
-                path: volume.path,
-                format: DiskFormat::Qcow2,
-                read_only: false,
-                limits: DiskLimits::default(),
-            });
+            disks.push(disk(&record, volume.path));
         }
         Ok(disks)
     }
@@ -290,6 +283,23 @@ impl Backend for Qemu {
         self.network.sync(&instance.account, &instance.region, &instance.spec.vpc_id).await
     }
 
+    async fn attach(&self, instance_id: &str, volume: &Volume) -> Result<(), Error> {
+        let machine = self.machine(instance_id).await?.ok_or(haar_vm::Error::Gone)?;
+        Ok(machine.attach_disk(&disk(volume, self.volumes.path(&volume.id)?)).await?)
+    }
+
+    async fn detach(&self, instance_id: &str, volume_id: &str) -> Result<bool, Error> {
+        match self.machine(instance_id).await? {
+            Some(machine) => Ok(machine.detach_disk(volume_id).await?),
+            None => Ok(true),
+        }
+    }
+
+    async fn make_disk(&self, volume: &Volume) -> Result<(), Error> {
+        self.volumes.create_empty(&volume.id, bytes(volume)).await?;
+        Ok(())
+    }
+
     async fn remove_disk(&self, volume: &Volume) -> Result<(), Error> {
         Ok(self.volumes.remove(&volume.id)?)
     }
@@ -307,6 +317,22 @@ impl Backend for Qemu {
             }
         }
         Ok(())
+    }
+}
+
+/// The size of a volume in bytes.
+fn bytes(volume: &Volume) -> u64 {
+    u64::from(volume.size_gib) << 30
+}
+
+/// A volume as a disk of a machine.
+fn disk(volume: &Volume, path: PathBuf) -> Disk {
+    Disk {
+        id: volume.id.clone(),
+        path,
+        format: DiskFormat::Qcow2,
+        read_only: false,
+        limits: limits::of(volume),
     }
 }
 

@@ -41,6 +41,18 @@ impl Backend for Simulated {
         Ok(())
     }
 
+    async fn attach(&self, _: &str, _: &Volume) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn detach(&self, _: &str, _: &str) -> Result<bool, Error> {
+        Ok(true)
+    }
+
+    async fn make_disk(&self, _: &Volume) -> Result<(), Error> {
+        Ok(())
+    }
+
     async fn remove_disk(&self, _: &Volume) -> Result<(), Error> {
         Ok(())
     }

@@ -164,6 +164,9 @@ pub struct BlockDevice {
     pub volume_id: String,
     /// The volume goes with the instance.
     pub delete_on_termination: bool,
+    /// The volume is to be given up.
+    #[serde(default)]
+    pub detaching: bool,
 }
 
 /// `InstanceMetadataOptions` of the API reference.

@@ -8,7 +8,7 @@ use crate::model;
 
 /// Device names that EC2 takes for EBS volumes, as `/dev/sda1`, `/dev/sdf`, `/dev/xvda`, `xvdb` (EC2 User Guide, "Device
 /// names for volumes on Amazon EC2 instances").
-fn valid_device_name(name: &str) -> bool {
+pub(crate) fn valid_device_name(name: &str) -> bool {
     let bare = name.strip_prefix("/dev/").unwrap_or(name);
     let Some(letters) = bare.strip_prefix("xvd").or_else(|| bare.strip_prefix("sd")) else { return false };
     let digits = letters.trim_start_matches(|c: char| c.is_ascii_lowercase());

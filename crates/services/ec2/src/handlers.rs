@@ -155,7 +155,11 @@ delegate! {
         describe_tags(DescribeTagsRequest) -> DescribeTagsResult;
     }
     volumes {
+        attach_volume(AttachVolumeRequest) -> VolumeAttachment;
+        create_volume(CreateVolumeRequest) -> Volume;
+        delete_volume(DeleteVolumeRequest) -> ();
         describe_volumes(DescribeVolumesRequest) -> DescribeVolumesResult;
+        detach_volume(DetachVolumeRequest) -> VolumeAttachment;
     }
     vpcs {
         describe_vpc_attribute(DescribeVpcAttributeRequest) -> DescribeVpcAttributeResult;

@@ -46,7 +46,7 @@ fn by_ids(ctx: &Context, tx: &mut Tx, ids: &[String]) -> Result<Vec<Instance>> {
 }
 
 /// The instance with this id.
-fn by_id(ctx: &Context, tx: &mut Tx, id: &str) -> Result<Instance> {
+pub(crate) fn by_id(ctx: &Context, tx: &mut Tx, id: &str) -> Result<Instance> {
     ids::INSTANCE.check(id)?;
     let instance =
         tx.get::<Instance>(&ctx.account, &ctx.region, id).ok_or_else(|| ids::INSTANCE.missing(id))?;

@@ -278,6 +278,7 @@ fn create_volume(
         device_name: volume.device_name.clone(),
         volume_id: id,
         delete_on_termination: volume.delete_on_termination,
+        detaching: false,
     }
 }
 

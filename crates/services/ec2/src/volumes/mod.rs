@@ -1,8 +1,15 @@
 //! EBS volumes.
 
-use haar_api::Context;
+mod attach;
+mod create;
+
+use haar_api::{Context, Error};
 use haar_core::FilterTable;
-use haar_records::ec2::{Volume, VolumeState};
+use haar_records::ec2::{Volume, VolumeAttachment, VolumeState};
+use haar_store::Tx;
+
+pub use attach::{attach_volume, detach_volume};
+pub use create::{create_volume, delete_volume};
 
 use crate::describe::{Kind, Request};
 use crate::error::{Result, combination};
@@ -99,15 +106,31 @@ fn to_api(volume: &Volume) -> model::Volume {
         attachments: volume
             .attachments
             .iter()
-            .map(|attachment| model::VolumeAttachment {
-                attach_time: Some(attachment.attach_time),
-                delete_on_termination: Some(attachment.delete_on_termination),
-                device: Some(attachment.device.clone()),
-                instance_id: Some(attachment.instance_id.clone()),
-                state: attachment.status.as_str().parse().ok(),
-                volume_id: Some(volume.id.clone()),
-            })
+            .map(|attachment| attachment_to_api(&volume.id, attachment))
             .collect(),
         tags: tags::to_api(&volume.tags),
     }
+}
+
+fn attachment_to_api(volume_id: &str, attachment: &VolumeAttachment) -> model::VolumeAttachment {
+    model::VolumeAttachment {
+        attach_time: Some(attachment.attach_time),
+        delete_on_termination: Some(attachment.delete_on_termination),
+        device: Some(attachment.device.clone()),
+        instance_id: Some(attachment.instance_id.clone()),
+        state: attachment.status.as_str().parse().ok(),
+        volume_id: Some(volume_id.to_owned()),
+    }
+}
+
+/// The volume with this id.
+fn by_id(ctx: &Context, tx: &mut Tx, id: &str) -> Result<Volume> {
+    ids::VOLUME.check(id)?;
+    let volume = tx.get::<Volume>(&ctx.account, &ctx.region, id).ok_or_else(|| ids::VOLUME.missing(id))?;
+    Ok(Volume::clone(&volume))
+}
+
+/// `IncorrectState`.
+fn wrong_state(volume: &Volume, wanted: VolumeState) -> Error {
+    Error::new("IncorrectState", format!("The volume '{}' is not '{wanted}'.", volume.id))
 }

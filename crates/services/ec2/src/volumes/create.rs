@@ -1,0 +1,99 @@
+//! `CreateVolume` and `DeleteVolume`.
+
+use haar_api::{Context, Error};
+use haar_core::idempotent;
+use haar_records::ec2::{Volume, VolumeState, VolumeType};
+
+use super::{by_id, to_api, wrong_state};
+use crate::block_devices::{check_volume, record_type};
+use crate::error::{Result, combination, invalid_parameter, invalid_value, missing, shorten, unsupported};
+use crate::handlers::Handlers;
+use crate::{ids, model, tags, zones};
+
+/// `CreateVolume`.
+pub async fn create_volume(
+    handlers: &Handlers,
+    ctx: &Context,
+    input: model::CreateVolumeRequest,
+) -> Result<model::Volume> {
+    for (name, wanted) in [("Encrypted", input.encrypted), ("MultiAttachEnabled", input.multi_attach_enabled)]
+    {
+        if wanted == Some(true) {
+            return Err(unsupported(format!("The parameter {name} is not supported.")));
+        }
+    }
+    let availability_zone =
+        zone(ctx, input.availability_zone.as_deref(), input.availability_zone_id.as_deref())?;
+    let size = input.size.ok_or_else(|| missing("size or snapshotId"))?;
+    let size_gib = u32::try_from(size)
+        .map_err(|_| invalid_parameter(&size.to_string(), "size", "It must be at least 1 GiB."))?;
+    let volume_type = input.volume_type.map_or(VolumeType::Gp2, record_type);
+    let (iops, throughput) = check_volume(volume_type, size_gib, input.iops, input.throughput)?;
+    let volume = Volume {
+        account: ctx.account.clone(),
+        region: ctx.region.clone(),
+        id: ids::VOLUME.generate(),
+        size_gib,
+        volume_type,
+        iops,
+        throughput,
+        availability_zone,
+        image_id: None,
+        create_time: ctx.now,
+        state: VolumeState::Creating,
+        error: None,
+        attachments: Vec::new(),
+        tags: tags::of_new_one(&input.tag_specifications, "volume")?,
+    };
+    haar_core::transact(&handlers.store, ctx, |tx| {
+        let id = idempotent(tx, ctx, |tx| {
+            tx.put(volume.clone());
+            Ok::<_, Error>(volume.id.clone())
+        })?;
+        Ok(to_api(&by_id(ctx, tx, &id)?))
+    })
+    .await
+}
+
+/// The name of the zone that a request names or tells the id of.
+fn zone(ctx: &Context, name: Option<&str>, id: Option<&str>) -> Result<String> {
+    match (name, id) {
+        (None, None) => Err(missing("availabilityZone")),
+        (Some(_), Some(_)) => {
+            Err(combination("The parameters availabilityZone and availabilityZoneId cannot be used together"))
+        }
+        (Some(name), None) => {
+            zones::check(&ctx.region, name)?;
+            Ok(name.to_owned())
+        }
+        (None, Some(id)) => {
+            let mut zones = zones::zones(&ctx.region).into_iter();
+            let found = zones.find(|zone| zone.id == id).map(|zone| zone.name);
+            found.ok_or_else(|| invalid_value(format!("Invalid availability zone ID: [{}]", shorten(id))))
+        }
+    }
+}
+
+/// `DeleteVolume`.
+pub async fn delete_volume(
+    handlers: &Handlers,
+    ctx: &Context,
+    input: model::DeleteVolumeRequest,
+) -> Result<()> {
+    haar_core::transact(&handlers.store, ctx, |tx| {
+        let volume = by_id(ctx, tx, &input.volume_id)?;
+        if let Some(attachment) = volume.attachments.first() {
+            let message = format!("Volume {} is currently attached to {}", volume.id, attachment.instance_id);
+            return Err(Error::new("VolumeInUse", message));
+        }
+        match volume.state {
+            VolumeState::Available | VolumeState::Error => {
+                tx.put(Volume { state: VolumeState::Deleting, ..volume });
+                Ok(())
+            }
+            VolumeState::Deleting | VolumeState::Deleted => Ok(()),
+            VolumeState::Creating | VolumeState::InUse => Err(wrong_state(&volume, VolumeState::Available)),
+        }
+    })
+    .await
+}

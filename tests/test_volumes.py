@@ -1,0 +1,328 @@
+"""Volumes: disks that are made, attached to guests that run, taken from them, and removed."""
+
+import os
+import random
+import signal
+import time
+import uuid
+
+import pytest
+from botocore.exceptions import BotoCoreError, ClientError
+from conftest import Launcher, image_id, open_group, save_key
+from support.machine import processes, wait_for
+from test_crash import start_again
+
+
+def refusal(call, **parameters) -> tuple[str, str]:
+    with pytest.raises(ClientError) as refused:
+        call(**parameters)
+    error = refused.value.response["Error"]
+    return error["Code"], error["Message"]
+
+
+def zone(client) -> str:
+    return client.describe_availability_zones()["AvailabilityZones"][0]["ZoneName"]
+
+
+def describe(client, volume: str) -> dict:
+    return client.describe_volumes(VolumeIds=[volume])["Volumes"][0]
+
+
+def create(client, **parameters) -> str:
+    """A volume that is available."""
+    volume = client.create_volume(**({"AvailabilityZone": zone(client), "Size": 1, "VolumeType": "gp3"} | parameters))["VolumeId"]
+    client.get_waiter("volume_available").wait(VolumeIds=[volume], WaiterConfig={"Delay": 1, "MaxAttempts": 30})
+    return volume
+
+
+def is_gone(client, volume: str) -> bool:
+    try:
+        return describe(client, volume)["State"] == "deleted"
+    except ClientError as error:
+        assert error.response["Error"]["Code"] == "InvalidVolume.NotFound"
+        return True
+
+
+def delete(client, volume: str) -> None:
+    client.delete_volume(VolumeId=volume)
+    wait_for(lambda: is_gone(client, volume), message=f"{volume} was not removed")
+
+
+def wait_for_attachment(client, volume: str) -> None:
+    def attached():
+        found = describe(client, volume)
+        return found["State"] == "in-use" and [a["State"] for a in found["Attachments"]] == ["attached"]
+
+    wait_for(attached, 60, message=f"{volume} was not attached")
+
+
+def attach(client, volume: str, instance: str, device: str = "/dev/sdf") -> None:
+    answer = client.attach_volume(VolumeId=volume, InstanceId=instance, Device=device)
+    assert (answer["State"], answer["Device"], answer["InstanceId"]) == ("attaching", device, instance)
+    wait_for_attachment(client, volume)
+
+
+def detach(client, volume: str, **parameters) -> None:
+    assert client.detach_volume(VolumeId=volume, **parameters)["State"] == "detaching"
+    client.get_waiter("volume_available").wait(VolumeIds=[volume], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+    assert describe(client, volume)["Attachments"] == []
+
+
+def disk(guest, volume: str) -> str | None:
+    """The device that the guest knows as a volume, found as udev's rules do: by its serial number."""
+    serial = volume.replace("-", "")
+    found = guest.run(f"grep -l {serial} /sys/block/vd*/serial || true").split()
+    return f"/dev/{found[0].split('/')[3]}" if found else None
+
+
+def home(guest) -> dict:
+    """Where a volume must be to be attached to the guest."""
+    return {"AvailabilityZone": guest.describe()["Placement"]["AvailabilityZone"]}
+
+
+# --- the API ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_asked_is_described(sim):
+    made = sim.create_volume(
+        AvailabilityZone=zone(sim),
+        Size=20,
+        VolumeType="gp3",
+        Iops=4000,
+        Throughput=200,
+        TagSpecifications=[{"ResourceType": "volume", "Tags": [{"Key": "Name", "Value": "data"}]}],
+    )
+    assert (made["State"], made["Size"], made["Encrypted"], made.get("Attachments", [])) == ("creating", 20, False, [])
+    sim.get_waiter("volume_available").wait(VolumeIds=[made["VolumeId"]], WaiterConfig={"Delay": 1})
+    found = describe(sim, made["VolumeId"])
+    assert (found["Iops"], found["Throughput"], found["VolumeType"]) == (4000, 200, "gp3")
+    assert found["Tags"] == [{"Key": "Name", "Value": "data"}]
+    delete(sim, made["VolumeId"])
+    by_id = sim.describe_availability_zones()["AvailabilityZones"][1]
+    volume = create(sim, AvailabilityZone=by_id["ZoneName"])
+    assert describe(sim, volume)["AvailabilityZoneId"] == by_id["ZoneId"]
+    delete(sim, volume)
+
+
+def test_a_client_token_makes_one_volume(sim):
+    token = str(uuid.uuid4())
+    parameters = {"AvailabilityZone": zone(sim), "Size": 1, "ClientToken": token}
+    first = sim.create_volume(**parameters)["VolumeId"]
+    assert sim.create_volume(**parameters)["VolumeId"] == first
+    code, _ = refusal(sim.create_volume, **(parameters | {"Size": 2}))
+    assert code == "IdempotentParameterMismatch"
+    assert refusal(sim.create_volume, AvailabilityZone=zone(sim), Size=1, DryRun=True)[0] == "DryRunOperation"
+
+
+@pytest.mark.parametrize(
+    "parameters, code, word",
+    [
+        ({"Size": 0}, "InvalidParameterValue", "0GiB"),
+        ({"Size": -1}, "InvalidParameterValue", "size"),
+        ({"Size": 1 << 20}, "InvalidParameterValue", "too large"),
+        ({"Size": 8, "VolumeType": "io1"}, "MissingParameter", "iops"),
+        ({"Size": 8, "VolumeType": "st1"}, "InvalidParameterValue", "st1"),
+        ({"Size": 8, "VolumeType": "gp2", "Iops": 100}, "InvalidParameterCombination", "iops"),
+        ({}, "MissingParameter", "size"),
+        ({"Size": 1, "AvailabilityZone": "mars-north-1a"}, "InvalidParameterValue", "mars-north-1a"),
+        ({"Size": 1, "Encrypted": True}, "UnsupportedOperation", "Encrypted"),
+        ({"Size": 1, "MultiAttachEnabled": True}, "UnsupportedOperation", "MultiAttachEnabled"),
+        ({"Size": 1, "SnapshotId": "snap-0123456789abcdef0"}, "UnsupportedOperation", "SnapshotId"),
+        ({"Size": 1, "OutpostArn": "arn:aws:outposts:eu-central-1:1:outpost/op-1"}, "UnsupportedOperation", "OutpostArn"),
+    ],
+)
+def test_what_cannot_be_made_is_refused(sim, parameters, code, word):
+    before = {volume["VolumeId"] for volume in sim.describe_volumes()["Volumes"]}
+    found = refusal(sim.create_volume, **({"AvailabilityZone": zone(sim)} | parameters))
+    assert found[0] == code and word in found[1], found
+    assert {volume["VolumeId"] for volume in sim.describe_volumes()["Volumes"]} == before
+
+
+def test_attachments_that_cannot_be_are_refused(sim, sim_image):
+    launched = sim.run_instances(ImageId=sim_image, InstanceType="t3.micro", MinCount=1, MaxCount=1)["Instances"][0]
+    instance, there = launched["InstanceId"], launched["Placement"]["AvailabilityZone"]
+    sim.get_waiter("instance_running").wait(InstanceIds=[instance], WaiterConfig={"Delay": 1})
+    volume, second = create(sim, AvailabilityZone=there), create(sim, AvailabilityZone=there)
+    elsewhere = next(z["ZoneName"] for z in sim.describe_availability_zones()["AvailabilityZones"] if z["ZoneName"] != there)
+    far = create(sim, AvailabilityZone=elsewhere)
+
+    def attached(volume, device="/dev/sdf", instance=instance):
+        return refusal(sim.attach_volume, VolumeId=volume, InstanceId=instance, Device=device)
+
+    assert attached(volume, "/dev/nvme0")[0] == "InvalidParameterValue"
+    assert attached(volume, launched["RootDeviceName"])[0] == "InvalidParameterValue"
+    assert attached("vol-0123456789abcdef0")[0] == "InvalidVolume.NotFound"
+    assert attached("volume")[0] == "InvalidVolumeID.Malformed"
+    assert attached(volume, instance="i-0123456789abcdef0")[0] == "InvalidInstanceID.NotFound"
+    assert attached(far)[0] == "InvalidVolume.ZoneMismatch"
+    assert refusal(sim.detach_volume, VolumeId=volume)[0] == "IncorrectState"
+    attach(sim, volume, instance)
+    assert attached(volume, "/dev/sdg")[0] == "VolumeInUse"
+    assert attached(second)[0] == "InvalidParameterValue"
+    assert attached(second, "sdf")[0] == "InvalidParameterValue"
+    assert refusal(sim.delete_volume, VolumeId=volume)[0] == "VolumeInUse"
+    assert refusal(sim.detach_volume, VolumeId=volume, Device="/dev/sdg")[0] == "InvalidAttachment.NotFound"
+    assert refusal(sim.detach_volume, VolumeId=volume, InstanceId="i-0123456789abcdef0")[0] == "InvalidAttachment.NotFound"
+    assert refusal(sim.detach_volume, VolumeId=volume, Force=True)[0] == "UnsupportedOperation"
+    found = sim.describe_instances(InstanceIds=[instance])["Reservations"][0]["Instances"][0]
+    devices = {m["DeviceName"]: m["Ebs"]["VolumeId"] for m in found["BlockDeviceMappings"]}
+    root = devices[launched["RootDeviceName"]]
+    assert refusal(sim.detach_volume, VolumeId=root)[0] == "OperationNotPermitted"
+    detach(sim, volume, InstanceId=instance, Device="/dev/sdf")
+
+    # As many as the type takes.
+    limit = sim.describe_instance_types(InstanceTypes=["t3.micro"])["InstanceTypes"][0]["EbsInfo"]["MaximumEbsAttachments"]
+    code = None
+    for number in range(limit):
+        try:
+            sim.attach_volume(VolumeId=create(sim, AvailabilityZone=there), InstanceId=instance, Device=f"/dev/xvdb{chr(97 + number % 26)}{number // 26 or ''}")
+        except ClientError as error:
+            code = error.response["Error"]["Code"]
+            break
+    assert code == "AttachmentLimitExceeded"
+    # A volume that was attached later outlives the instance.
+    sim.terminate_instances(InstanceIds=[instance])
+    sim.get_waiter("instance_terminated").wait(InstanceIds=[instance], WaiterConfig={"Delay": 1})
+    assert describe(sim, volume)["State"] == "available"
+
+
+# --- guests -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_disk_comes_goes_and_keeps_what_was_written(daemon, ec2, launch):
+    first, second = launch(), launch()
+    volume = create(ec2, **home(first), Size=2)
+    boot = first.boot_id()
+    assert disk(first, volume) is None
+    attach(ec2, volume, first.id)
+    wait_for(lambda: disk(first, volume), message="the guest does not see the disk")
+    device = disk(first, volume)
+    assert first.run(f"cat /sys/block/{device.split('/')[2]}/size").strip() == str(2 << 21)
+    mappings = {m["DeviceName"]: m["Ebs"]["VolumeId"] for m in first.describe()["BlockDeviceMappings"]}
+    assert mappings["/dev/sdf"] == volume
+    first.run(f"echo the tide is out | dd of={device} conv=fsync")
+
+    detach(ec2, volume)
+    assert disk(first, volume) is None
+    assert [m["DeviceName"] for m in first.describe()["BlockDeviceMappings"]] == [first.describe()["RootDeviceName"]]
+    assert first.boot_id() == boot
+
+    # Another guest, another device, and attached while it is off.
+    ec2.stop_instances(InstanceIds=[second.id], Force=True)
+    second.wait_for_state("stopped")
+    attach(ec2, volume, second.id, "/dev/sdh")
+    ec2.start_instances(InstanceIds=[second.id])
+    second.wait_for_state("running")
+    second.wait_for_login()
+    assert "the tide is out" in second.run(f"head -c 64 {disk(second, volume)}")
+    ec2.stop_instances(InstanceIds=[second.id], Force=True)
+    second.wait_for_state("stopped")
+    detach(ec2, volume)
+    file = daemon.state_dir / "volumes" / f"{volume}.qcow2"
+    assert file.exists()
+    delete(ec2, volume)
+    assert not file.exists()
+
+
+def test_a_guest_feels_the_limits_of_its_volumes(ec2, guest):
+    where = home(guest)
+    slow = create(ec2, **where, Size=4, VolumeType="io1", Iops=100)
+    fast = create(ec2, **where, Size=4, VolumeType="gp3")
+    took = {}
+    for volume, device in [(slow, "/dev/sdm"), (fast, "/dev/sdn")]:
+        attach(ec2, volume, guest.id, device)
+        wait_for(lambda volume=volume: disk(guest, volume), message="the guest does not see the disk")
+        begin = time.monotonic()
+        guest.run(f"dd if={disk(guest, volume)} of=/dev/null bs=1M count=64")
+        took[volume] = time.monotonic() - begin
+    for volume in (slow, fast):
+        detach(ec2, volume)
+        delete(ec2, volume)
+    # 64 MiB at 25 MiB/s and at 125 MiB/s.
+    assert took[slow] > 2 * took[fast], took
+
+
+# --- crashes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def crashing(make_daemon):
+    daemon = make_daemon()
+    ec2 = daemon.client("ec2")
+    key = save_key(daemon, "login")
+    launch = Launcher(daemon, image_id(ec2, "tiny"), key, open_group(ec2, "ssh"))
+    return daemon, launch
+
+
+def insist(call, **parameters):
+    """Tries until the daemon has acknowledged, as a client would."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return call(**parameters)
+        except (BotoCoreError, ClientError) as error:
+            if isinstance(error, ClientError) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+@pytest.mark.timeout(600)
+def test_killed_while_volumes_come_and_go(crashing):
+    daemon, launch = crashing
+    ec2 = launch.ec2
+    guest = launch(InstanceType="t3.nano")
+    boot = guest.boot_id()
+    where = home(guest)
+    seed = random.randrange(1 << 32)
+    chance = random.Random(seed)
+    print(f"seed {seed}")
+
+    def kill_soon():
+        time.sleep(chance.random() * 0.05)
+        daemon.kill()
+        start_again(daemon)
+
+    for _ in range(4):
+        volume = insist(ec2.create_volume, **where, Size=1, ClientToken=str(uuid.uuid4()))["VolumeId"]
+        kill_soon()
+        ec2.get_waiter("volume_available").wait(VolumeIds=[volume], WaiterConfig={"Delay": 1})
+        ec2.attach_volume(VolumeId=volume, InstanceId=guest.id, Device="/dev/sdf")
+        kill_soon()
+        wait_for_attachment(ec2, volume)
+        wait_for(lambda volume=volume: disk(guest, volume), message="the guest does not see the disk")
+        ec2.detach_volume(VolumeId=volume)
+        kill_soon()
+        ec2.get_waiter("volume_available").wait(VolumeIds=[volume], WaiterConfig={"Delay": 1})
+        assert disk(guest, volume) is None
+        ec2.delete_volume(VolumeId=volume)
+        kill_soon()
+        wait_for(lambda volume=volume: is_gone(ec2, volume), message="the volume was not removed")
+        assert not (daemon.state_dir / "volumes" / f"{volume}.qcow2").exists()
+    assert guest.boot_id() == boot
+    launch.end()
+
+
+@pytest.mark.timeout(300)
+def test_a_power_cut_loses_nothing_that_was_flushed(crashing):
+    daemon, launch = crashing
+    ec2 = launch.ec2
+    guest = launch(InstanceType="t3.nano")
+    volume = create(ec2, **home(guest))
+    attach(ec2, volume, guest.id)
+    wait_for(lambda: disk(guest, volume), message="the guest does not see the disk")
+    text = str(uuid.uuid4())
+    guest.run(f"echo {text} | dd of={disk(guest, volume)} bs=512 seek=4096 conv=fsync; echo {text} > /root/kept; sync")
+    machines = [pid for pid, line in processes(guest.id).items() if "qemu" in line]
+    assert len(machines) == 1
+    os.kill(machines[0], signal.SIGKILL)
+    daemon.kill()
+    guest.hang_up()
+    start_again(daemon)
+    guest.wait_for_state("stopped")
+    ec2.start_instances(InstanceIds=[guest.id])
+    guest.wait_for_state("running")
+    guest.wait_for_login()
+    assert text in guest.run("cat /root/kept")
+    assert text in guest.run(f"dd if={disk(guest, volume)} bs=512 skip=4096 count=1 2>/dev/null | head -c 64")
+    launch.end()
+    delete(ec2, volume)
