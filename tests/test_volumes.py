@@ -30,7 +30,8 @@ def describe(client, volume: str) -> dict:
 
 def create(client, **parameters) -> str:
     """A volume that is available."""
-    volume = client.create_volume(**({"AvailabilityZone": zone(client), "Size": 1, "VolumeType": "gp3"} | parameters))["VolumeId"]
+    size = {} if "SnapshotId" in parameters else {"Size": 1}
+    volume = client.create_volume(**({"AvailabilityZone": zone(client), "VolumeType": "gp3"} | size | parameters))["VolumeId"]
     client.get_waiter("volume_available").wait(VolumeIds=[volume], WaiterConfig={"Delay": 1, "MaxAttempts": 30})
     return volume
 
@@ -127,7 +128,7 @@ def test_a_client_token_makes_one_volume(sim):
         ({"Size": 1, "AvailabilityZone": "mars-north-1a"}, "InvalidParameterValue", "mars-north-1a"),
         ({"Size": 1, "Encrypted": True}, "UnsupportedOperation", "Encrypted"),
         ({"Size": 1, "MultiAttachEnabled": True}, "UnsupportedOperation", "MultiAttachEnabled"),
-        ({"Size": 1, "SnapshotId": "snap-0123456789abcdef0"}, "UnsupportedOperation", "SnapshotId"),
+        ({"Size": 1, "SnapshotId": "snap-0123456789abcdef0"}, "InvalidSnapshot.NotFound", "snap-0123456789abcdef0"),
         ({"Size": 1, "OutpostArn": "arn:aws:outposts:eu-central-1:1:outpost/op-1"}, "UnsupportedOperation", "OutpostArn"),
     ],
 )

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::path::Path;
 
-use haar_records::ec2::{Instance, Volume};
+use haar_records::ec2::{EbsSnapshot, Instance, Volume};
 use time::OffsetDateTime;
 
 use crate::Error;
@@ -40,8 +40,14 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// Asks the guest to give up a volume; says whether the machine is without it.
     fn detach(&self, instance_id: &str, volume_id: &str) -> impl Future<Output = Result<bool, Error>> + Send;
 
-    /// Makes the disk of a volume that is empty at first.
+    /// Makes the disk of a volume that no instance is launched with.
     fn make_disk(&self, volume: &Volume) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Takes snapshots of volumes that are attached to one instance, or of one volume, all at the same point in time.
+    fn take_snapshots(&self, set: &[EbsSnapshot]) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Removes a snapshot.
+    fn remove_snapshot(&self, snapshot_id: &str) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Removes a volume's disk.
     fn remove_disk(&self, volume: &Volume) -> impl Future<Output = Result<(), Error>> + Send;

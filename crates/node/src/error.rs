@@ -29,6 +29,9 @@ pub enum Error {
         /// Why not.
         source: std::io::Error,
     },
+    /// A snapshot could not be taken, and nothing of it is left.
+    #[error("{0}")]
+    NotTaken(Box<Error>),
     /// A record that another one names is not there, or says what cannot be.
     #[error("{0}")]
     Inconsistent(String),

@@ -19,6 +19,7 @@ use time::OffsetDateTime;
 
 use crate::Error;
 use crate::backend::{Backend, Observation};
+use crate::snapshots::{LOOK_AGAIN, is_awaited};
 
 /// A terminated instance stays visible for about an hour ("TerminateInstances", EC2 API reference).
 const VISIBLE_AFTER_TERMINATION: Duration = Duration::from_secs(3600);
@@ -299,6 +300,13 @@ impl<B: Backend> Instances<B> {
             return Ok(Action::RequeueAfter(ASK_AGAIN.min(left.unsigned_abs())));
         }
         self.backend.power_off(&instance.id).await?;
+        let records = self.store.snapshot();
+        let mut volumes = instance.spec.block_devices.iter().filter_map(|device| {
+            records.get::<Volume>(&instance.account, &instance.region, &device.volume_id)
+        });
+        if instance.spec.goal == InstanceGoal::Terminated && volumes.any(|v| is_awaited(&records, &v)) {
+            return Ok(Action::RequeueAfter(LOOK_AGAIN));
+        }
         match instance.spec.goal {
             InstanceGoal::Terminated => self.terminated(instance).await?,
             InstanceGoal::Running | InstanceGoal::Stopped => self.stopped(instance).await?,

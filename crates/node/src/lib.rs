@@ -15,6 +15,7 @@ mod network;
 mod qemu;
 mod reserve;
 mod simulated;
+mod snapshots;
 mod volumes;
 
 use std::path::PathBuf;
@@ -23,7 +24,7 @@ use std::time::Duration;
 
 use haar_core::reconcile;
 use haar_records::ec2::{
-    Instance, InternetGateway, NetworkInterface, RouteTable, SecurityGroup, Subnet, Volume, Vpc,
+    EbsSnapshot, Instance, InternetGateway, NetworkInterface, RouteTable, SecurityGroup, Subnet, Volume, Vpc,
 };
 use haar_store::{Event, Key, Resource, Store};
 use ipnet::Ipv4Net;
@@ -34,6 +35,7 @@ use crate::instances::Instances;
 use crate::network::{Network, Networks};
 use crate::qemu::Qemu;
 use crate::simulated::Simulated;
+use crate::snapshots::Snapshots;
 use crate::volumes::Volumes;
 
 /// How long runs that have begun may go on when the daemon stops. They are repeated by the next daemon.
@@ -80,6 +82,7 @@ struct Inner {
     images: haar_image::Library,
     instances: reconcile::Handle<Instance>,
     volumes: reconcile::Handle<Volume>,
+    snapshots: reconcile::Handle<EbsSnapshot>,
     networks: Option<reconcile::Handle<Vpc>>,
     qemu: Option<Arc<Qemu>>,
 }
@@ -112,10 +115,15 @@ impl Node {
                 )?;
                 let volumes = reconcile::start(
                     &store,
-                    Volumes::new(store.clone(), backend),
+                    Volumes::new(store.clone(), backend.clone()),
                     reconcile::Options { concurrency: 64, ..Default::default() },
                 )?;
-                Inner { config, store, images, instances, volumes, networks: None, qemu: None }
+                let snapshots = reconcile::start(
+                    &store,
+                    Snapshots::new(store.clone(), backend),
+                    reconcile::Options { concurrency: 64, ..Default::default() },
+                )?;
+                Inner { config, store, images, instances, volumes, snapshots, networks: None, qemu: None }
             }
             Compute::Qemu { binary, accel } => {
                 let network = Arc::new(Network::new(&config, store.clone()).await?);
@@ -138,6 +146,11 @@ impl Node {
                     Volumes::new(store.clone(), qemu.clone()),
                     reconcile::Options { concurrency: 4, ..Default::default() },
                 )?;
+                let snapshots = reconcile::start(
+                    &store,
+                    Snapshots::new(store.clone(), qemu.clone()),
+                    reconcile::Options { concurrency: 4, ..Default::default() },
+                )?;
                 let networks = reconcile::start(
                     &store,
                     Networks::new(network),
@@ -150,6 +163,7 @@ impl Node {
                     images,
                     instances,
                     volumes,
+                    snapshots,
                     networks: Some(networks),
                     qemu: Some(qemu),
                 }
@@ -199,6 +213,7 @@ impl Node {
         }
         self.inner.instances.stop(STOP_GRACE).await;
         self.inner.volumes.stop(STOP_GRACE).await;
+        self.inner.snapshots.stop(STOP_GRACE).await;
     }
 }
 

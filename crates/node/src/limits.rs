@@ -86,6 +86,7 @@ mod tests {
             throughput: None,
             availability_zone: "eu-central-1a".into(),
             image_id: None,
+            snapshot_id: None,
             create_time: OffsetDateTime::UNIX_EPOCH,
             state: VolumeState::Available,
             error: None,

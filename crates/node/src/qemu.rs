@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use haar_core::reconcile::Handle;
 use haar_image::{BootMode, ImageId};
-use haar_records::ec2::{Instance, InstanceState, NetworkInterface, Volume, instance_type};
+use haar_records::ec2::{EbsSnapshot, Instance, InstanceState, NetworkInterface, Volume, instance_type};
 use haar_store::Store;
-use haar_vm::{Boot, Disk, DiskFormat, Nic, RunState, Spec, Vm};
+use haar_vm::{Boot, Disk, DiskFormat, Nic, Overlay, RunState, Spec, Vm};
 
 use crate::backend::{Backend, Observation};
 use crate::directory::MTU;
@@ -32,6 +32,9 @@ pub(crate) struct Qemu {
     console_dir: PathBuf,
     firmware_dir: PathBuf,
     reserve: Reserve,
+    /// Held for reading while a machine is started, for writing while volumes get new layers: no machine may open a file that
+    /// becomes a snapshot's.
+    layering: tokio::sync::RwLock<()>,
     watched: Mutex<HashMap<String, Vm>>,
     reconciler: OnceLock<Handle<Instance>>,
 }
@@ -58,6 +61,7 @@ impl Qemu {
             console_dir,
             firmware_dir,
             reserve: Reserve::new(&config.state_dir)?,
+            layering: tokio::sync::RwLock::default(),
             watched: Mutex::default(),
             reconciler: OnceLock::new(),
         })
@@ -120,19 +124,62 @@ impl Qemu {
             let record = snapshot
                 .get::<Volume>(&instance.account, &instance.region, &device.volume_id)
                 .ok_or_else(|| Self::inconsistent(instance, format!("{} has no record", device.volume_id)))?;
-            let volume = match self.volumes.info(&record.id)? {
-                Some(volume) => volume,
-                None if record.image_id.is_some() => {
-                    let backing = image.root_disk();
-                    self.volumes
-                        .create_overlay(&record.id, &backing, haar_volume::Format::Qcow2, bytes(&record))
-                        .await?
+            // A snapshot that was being taken when the machine was lost.
+            self.volumes.finish_snapshot(&record.id)?;
+            if self.volumes.info(&record.id)?.is_none() {
+                if record.image_id.is_some() {
+                    let (backing, format) = (image.root_disk(), haar_volume::Format::Qcow2);
+                    self.volumes.create_overlay(&record.id, &backing, format, bytes(&record)).await?;
+                } else {
+                    self.volumes.create_empty(&record.id, bytes(&record)).await?;
                 }
-                None => self.volumes.create_empty(&record.id, bytes(&record)).await?,
-            };
-            disks.push(disk(&record, volume.path));
+            }
+            disks.push(disk(&record, self.volumes.open_name(&record.id)?));
         }
         Ok(disks)
+    }
+
+    /// The machine that runs with a volume.
+    async fn machine_of(&self, asked: &EbsSnapshot) -> Result<Option<Vm>, Error> {
+        let records = self.store.snapshot();
+        let volume = records.get::<Volume>(&asked.account, &asked.region, &asked.volume_id);
+        let Some(attachment) = volume.and_then(|volume| volume.attachments.first().cloned()) else {
+            return Ok(None);
+        };
+        let machine = self.machine(&attachment.instance_id).await?;
+        Ok(machine.filter(|machine| !matches!(machine.state(), RunState::Exited(_))))
+    }
+
+    /// Makes the layers for snapshots of one machine's volumes, or of one volume, and has the machine turn to them.
+    async fn take(&self, set: &[EbsSnapshot]) -> Result<(), Error> {
+        let mut overlays = Vec::new();
+        for asked in set {
+            if let Some(path) = self.volumes.prepare_snapshot(&asked.volume_id, &asked.id).await? {
+                overlays.push(Overlay { disk: asked.volume_id.clone(), path });
+            }
+        }
+        let Some(first) = set.first() else { return Ok(()) };
+        if let Some(machine) = self.machine_of(first).await? {
+            // What a machine does not have is a file that nobody writes.
+            let disks = machine.disks().await?;
+            overlays.retain(|overlay| disks.contains(&overlay.disk));
+            machine.overlay_disks(&overlays).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes back what was prepared for a snapshot, unless a machine may have turned to the new layer; says whether it did.
+    async fn abandon(&self, asked: &EbsSnapshot) -> Result<bool, Error> {
+        let next = self.volumes.next(&asked.volume_id, &asked.id);
+        if next.exists() {
+            let Some(machine) = self.machine_of(asked).await? else { return Ok(false) };
+            match machine.disk_file(&asked.volume_id).await? {
+                Some(file) if file != next => {}
+                _ => return Ok(false),
+            }
+        }
+        self.volumes.abandon_snapshot(&asked.volume_id, &asked.id)?;
+        Ok(true)
     }
 
     fn nics(&self, instance: &Instance) -> Result<Vec<Nic>, Error> {
@@ -181,8 +228,10 @@ impl Qemu {
                 tracing::warn!(instance = id, %error, "cannot remove the machine");
             }
         }
-        let volumes: BTreeSet<_> = snapshot.list_all::<Volume>().map(|volume| volume.id.clone()).collect();
-        for id in disks.iter().filter(|id| !volumes.contains(*id)) {
+        let volumes = snapshot.list_all::<Volume>().map(|volume| volume.id.clone());
+        let snapshots = snapshot.list_all::<EbsSnapshot>().map(|snapshot| snapshot.id.clone());
+        let known: BTreeSet<_> = volumes.chain(snapshots).collect();
+        for id in disks.iter().filter(|id| !known.contains(*id)) {
             tracing::info!(volume = id, "removing a disk without a record");
             if let Err(error) = self.volumes.remove(id) {
                 tracing::warn!(volume = id, %error, "cannot remove the disk");
@@ -209,6 +258,7 @@ impl Backend for Qemu {
         let image = tokio::task::spawn_blocking(move || library.get(&image_id.parse::<ImageId>()?))
             .await
             .map_err(|error| Self::inconsistent(instance, error))??;
+        let _started = self.layering.read().await;
         let (disks, ()) = tokio::try_join!(self.disks(instance, &image), self.sync_network(instance))?;
         let spec = Spec {
             id: instance.id.clone(),
@@ -285,7 +335,11 @@ impl Backend for Qemu {
 
     async fn attach(&self, instance_id: &str, volume: &Volume) -> Result<(), Error> {
         let machine = self.machine(instance_id).await?.ok_or(haar_vm::Error::Gone)?;
-        Ok(machine.attach_disk(&disk(volume, self.volumes.path(&volume.id)?)).await?)
+        let _attached = self.layering.read().await;
+        if machine.disks().await?.contains(&volume.id) {
+            return Ok(());
+        }
+        Ok(machine.attach_disk(&disk(volume, self.volumes.open_name(&volume.id)?)).await?)
     }
 
     async fn detach(&self, instance_id: &str, volume_id: &str) -> Result<bool, Error> {
@@ -296,8 +350,33 @@ impl Backend for Qemu {
     }
 
     async fn make_disk(&self, volume: &Volume) -> Result<(), Error> {
-        self.volumes.create_empty(&volume.id, bytes(volume)).await?;
+        match &volume.snapshot_id {
+            Some(snapshot) => {
+                self.volumes.create_from_snapshot(&volume.id, snapshot, bytes(volume)).await?;
+            }
+            None => drop(self.volumes.create_empty(&volume.id, bytes(volume)).await?),
+        }
         Ok(())
+    }
+
+    async fn take_snapshots(&self, set: &[EbsSnapshot]) -> Result<(), Error> {
+        let _layering = self.layering.write().await;
+        if let Err(error) = self.take(set).await {
+            for asked in set {
+                if !self.abandon(asked).await? {
+                    return Err(error);
+                }
+            }
+            return Err(Error::NotTaken(Box::new(error)));
+        }
+        for asked in set {
+            self.volumes.finish_snapshot(&asked.volume_id)?;
+        }
+        Ok(())
+    }
+
+    async fn remove_snapshot(&self, snapshot_id: &str) -> Result<(), Error> {
+        Ok(self.volumes.remove(snapshot_id)?)
     }
 
     async fn remove_disk(&self, volume: &Volume) -> Result<(), Error> {

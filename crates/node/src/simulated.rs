@@ -1,6 +1,6 @@
 //! A backend without machines, for scale tests and for users who want only the API.
 
-use haar_records::ec2::{Instance, Volume};
+use haar_records::ec2::{EbsSnapshot, Instance, Volume};
 
 use crate::Error;
 use crate::backend::{Backend, Observation};
@@ -50,6 +50,14 @@ impl Backend for Simulated {
     }
 
     async fn make_disk(&self, _: &Volume) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn take_snapshots(&self, _: &[EbsSnapshot]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn remove_snapshot(&self, _: &str) -> Result<(), Error> {
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use haar_store::{Entry, Key, Store};
 
 use crate::Error;
 use crate::backend::Backend;
+use crate::snapshots::{LOOK_AGAIN, is_awaited};
 
 pub(crate) struct Volumes<B> {
     store: Store,
@@ -59,6 +60,9 @@ impl<B: Backend> Reconciler for Volumes<B> {
                     }
                 };
                 self.leave(&volume, Some(next)).await?;
+            }
+            VolumeState::Deleting if is_awaited(&self.store.snapshot(), &volume) => {
+                return Ok(Action::RequeueAfter(LOOK_AGAIN));
             }
             VolumeState::Deleting => {
                 self.backend.remove_disk(&volume).await?;

@@ -1,8 +1,12 @@
-//! Disks of machines: copy-on-write overlays on images, and empty volumes.
+//! Disks of machines: copy-on-write overlays on images and snapshots, empty volumes, and snapshots of them.
 //!
 //! A volume is one qcow2 file, `<dir>/<volume id>.qcow2`, of which only what was written takes room. It appears whole
 //! or not at all, and is on stable storage once it is made. Everything is idempotent: making a volume that exists, as
 //! asked, and removing one that does not, succeed.
+//!
+//! A snapshot copies nothing: the volume's file becomes the snapshot's, which never changes again, and the volume goes on in an empty
+//! layer over it. So a second snapshot holds what was written since the first. A snapshot that is removed while a volume or another
+//! snapshot stands on it keeps its file, marked, until nothing does.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -14,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::process::Command;
 
+mod layers;
 mod qcow2;
 
 /// The format of an image that volumes are made from.
@@ -134,6 +139,8 @@ impl Driver {
                 fs::remove_file(&path).map_err(at("remove", &path))?;
             }
         }
+        driver.make_open()?;
+        driver.remove_unused_layers()?;
         Ok(driver)
     }
 
@@ -157,6 +164,24 @@ impl Driver {
             return Err(Error::SmallerThanImage { size, image: disk_size });
         }
         self.create(id, size, Some((&image, format))).await
+    }
+
+    /// Makes a volume that begins as a snapshot and keeps only what differs from it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is no such snapshot, [`Error::SmallerThanImage`], [`Error::Conflict`], [`Error::NoSpace`], and the
+    /// others.
+    pub async fn create_from_snapshot(
+        &self,
+        id: &str,
+        snapshot_id: &str,
+        size: u64,
+    ) -> Result<Volume, Error> {
+        let snapshot = self.info(snapshot_id)?.ok_or_else(|| Error::NotFound(snapshot_id.to_owned()))?;
+        if size < snapshot.size {
+            return Err(Error::SmallerThanImage { size, image: snapshot.size });
+        }
+        self.create(id, size, Some((&snapshot.path, Format::Qcow2))).await
     }
 
     /// Makes a volume of zeros of `size` bytes.
@@ -224,19 +249,7 @@ impl Driver {
         Err(Error::Tool(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
     }
 
-    /// Removes a volume. The machine that uses it must have ended. That there is none is no error.
-    ///
-    /// # Errors
-    /// [`Error::InvalidId`], [`Error::Io`].
-    pub fn remove(&self, id: &str) -> Result<(), Error> {
-        let path = self.path(id)?;
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            result => result.map_err(at("remove", &path)),
-        }
-    }
-
-    /// The ids of all volumes.
+    /// The ids of all volumes and snapshots, without those that are removed and stood on.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -246,6 +259,7 @@ impl Driver {
             valid_id(id).then(|| id.to_owned())
         };
         let mut ids: Vec<String> = self.names()?.into_iter().filter_map(id).collect();
+        ids.retain(|id| !self.marker(id).exists());
         ids.sort_unstable();
         Ok(ids)
     }

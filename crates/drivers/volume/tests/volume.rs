@@ -37,8 +37,10 @@ impl Bench {
 
     /// What is in the driver's folder.
     fn files(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.path("volumes")).unwrap();
-        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+        let folders = [self.path("volumes"), self.path("volumes/.open")];
+        let entries = folders.iter().flat_map(|folder| fs::read_dir(folder).unwrap());
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name != ".open").collect()
     }
 }
 
@@ -256,4 +258,88 @@ fn a_missing_tool_is_named() {
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(String::from_utf8_lossy(&output.stdout).contains("it is missing"));
+}
+
+/// Writes a MiB of a byte into a volume, as a guest would.
+fn write(path: &Path, at_mib: u64, byte: u8) {
+    let command = format!("write -q -P {byte} {at_mib}M 1M");
+    let written = Command::new("qemu-io").args(["-f", "qcow2", "-c", &command]).arg(path).status().unwrap();
+    assert!(written.success());
+}
+
+/// A snapshot of a volume that no machine has.
+async fn snapshot(driver: &Driver, volume: &str, snapshot: &str) {
+    driver.prepare_snapshot(volume, snapshot).await.unwrap().expect("a snapshot to be taken");
+    driver.finish_snapshot(volume).unwrap();
+}
+
+#[tokio::test]
+async fn snapshots_keep_what_was_and_hold_only_what_changed() {
+    let Some(bench) = Bench::new() else { return };
+    let driver = bench.driver();
+    let volume = driver.create_empty("vol-1", 16 * MIB).await.unwrap();
+    for (at, name) in [(0, "snap-1"), (1, "snap-2"), (2, "snap-3")] {
+        write(&volume.path, at, 7 + at as u8);
+        snapshot(&driver, "vol-1", name).await;
+        // Again, as a daemon does that was interrupted.
+        assert_eq!(driver.prepare_snapshot("vol-1", name).await.unwrap(), None);
+    }
+    write(&volume.path, 0, 99);
+    for (name, written) in [("snap-1", 1), ("snap-2", 2), ("snap-3", 3)] {
+        let info = driver.info(name).unwrap().unwrap();
+        assert!(info.allocated < 2 * MIB, "{name} takes {} bytes", info.allocated);
+        let mut wanted: Vec<u8> = (0..written).flat_map(|at| vec![7 + at; 1 << 20]).collect();
+        wanted.resize(16 << 20, 0);
+        assert!(contents(&info.path) == wanted, "{name}");
+    }
+
+    // A volume of a snapshot, larger than it, whose origin goes.
+    let small = driver.create_from_snapshot("vol-2", "snap-2", MIB).await.unwrap_err();
+    assert!(matches!(small, Error::SmallerThanImage { .. }), "{small}");
+    let missing = driver.create_from_snapshot("vol-2", "snap-9", MIB).await.unwrap_err();
+    assert!(matches!(missing, Error::NotFound(_)), "{missing}");
+    let copy = driver.create_from_snapshot("vol-2", "snap-2", 20 * MIB).await.unwrap();
+    assert!(copy.allocated < MIB);
+    for id in ["snap-1", "snap-2", "vol-1"] {
+        driver.remove(id).unwrap();
+    }
+    assert_eq!(driver.list().unwrap(), ["snap-3", "vol-2"]);
+    let driver = bench.driver();
+    assert_eq!(driver.list().unwrap(), ["snap-3", "vol-2"]);
+    assert_eq!(contents(&copy.path)[1 << 20], 8);
+    assert_eq!(contents(&driver.path("snap-3").unwrap())[0], 7);
+
+    // What was kept for others goes with the last of them.
+    driver.remove("vol-2").unwrap();
+    driver.remove("snap-3").unwrap();
+    assert_eq!(bench.files(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_snapshot_that_was_cut_off_is_gone_on_with() {
+    let Some(bench) = Bench::new() else { return };
+    let driver = bench.driver();
+    let volume = driver.create_empty("vol-1", 4 * MIB).await.unwrap();
+    write(&volume.path, 0, 1);
+    let next = driver.prepare_snapshot("vol-1", "snap-1").await.unwrap().unwrap();
+    // A machine has turned to it and written, and the host has gone down.
+    write(&next, 1, 2);
+    let driver = bench.driver();
+    assert_eq!(driver.prepare_snapshot("vol-1", "snap-1").await.unwrap(), Some(next));
+    driver.finish_snapshot("vol-1").unwrap();
+    let (now, then) = (contents(&volume.path), contents(&driver.path("snap-1").unwrap()));
+    assert_eq!((now[0], now[1 << 20], then[0], then[1 << 20]), (1, 2, 1, 0));
+    driver.create_empty("vol-2", 4 * MIB).await.unwrap();
+    let other = driver.prepare_snapshot("vol-2", "snap-1").await.unwrap_err();
+    assert!(matches!(other, Error::Conflict(_)), "{other}");
+
+    // Taken back, as if it had never been asked for.
+    driver.prepare_snapshot("vol-2", "snap-2").await.unwrap().unwrap();
+    driver.abandon_snapshot("vol-2", "snap-2").unwrap();
+    assert_eq!(driver.list().unwrap(), ["snap-1", "vol-1", "vol-2"]);
+    // Cut off before any machine turned, and the volume is removed.
+    driver.prepare_snapshot("vol-2", "snap-2").await.unwrap().unwrap();
+    driver.remove("vol-2").unwrap();
+    driver.remove("snap-2").unwrap();
+    assert_eq!(driver.list().unwrap(), ["snap-1", "vol-1"]);
 }

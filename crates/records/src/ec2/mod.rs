@@ -6,6 +6,7 @@ mod instance_types;
 mod key_pair;
 mod network;
 mod security_group;
+mod snapshot;
 mod volume;
 mod zones;
 
@@ -21,6 +22,7 @@ pub use network::{
     RouteTable, RouteTableAssociation, RouteTarget, Subnet, Vpc,
 };
 pub use security_group::{RuleTarget, SecurityGroup, SecurityGroupRule};
+pub use snapshot::{EbsSnapshot, SnapshotState};
 pub use volume::{Volume, VolumeAttachment, VolumeState, VolumeType};
 pub use zones::{REGIONS, Region, Zone, zone_id, zones};
 
@@ -29,6 +31,7 @@ pub use zones::{REGIONS, Region, Zone, zone_id, zones};
 pub fn register(builder: haar_store::Builder) -> haar_store::Builder {
     builder
         .register::<Claim>()
+        .register::<EbsSnapshot>()
         .register::<Image>()
         .register::<Instance>()
         .register::<InternetGateway>()

@@ -27,6 +27,9 @@ pub struct Volume {
     pub availability_zone: String,
     /// The image whose root disk this volume is a copy-on-write overlay of.
     pub image_id: Option<String>,
+    /// The snapshot that this volume was made from.
+    #[serde(default)]
+    pub snapshot_id: Option<String>,
     /// Time of creation.
     #[serde(with = "time::serde::timestamp::nanoseconds")]
     pub create_time: OffsetDateTime,
@@ -42,6 +45,7 @@ pub struct Volume {
 
 resource!(Volume, "ec2.volume",
     "instance" => |v| v.attachments.iter().map(|a| a.instance_id.clone()).collect::<Vec<_>>(),
+    "snapshot" => |v| v.snapshot_id.clone(),
 );
 
 wire_enum! {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use haar_api::Context;
 use haar_core::{Paginator, store_error};
-use haar_store::{Snapshot, Store, StoreError};
+use haar_store::{Store, StoreError};
 use ipnet::Ipv4Net;
 use time::OffsetDateTime;
 
@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::model::*;
 use crate::{
     Scope, defaults, dhcp_options, images, instance_types, instances, internet_gateways, key_pairs,
-    network_interfaces, regions, route_tables, security_groups, subnets, tags, volumes, vpcs,
+    network_interfaces, regions, route_tables, security_groups, snapshots, subnets, tags, volumes, vpcs,
 };
 
 /// What the installation gives to EC2.
@@ -57,7 +57,7 @@ impl Handlers {
     }
 
     /// A snapshot in which the caller's default VPC exists.
-    pub(crate) async fn snapshot_with_default_vpc(&self, ctx: &Context) -> Result<Snapshot> {
+    pub(crate) async fn snapshot_with_default_vpc(&self, ctx: &Context) -> Result<haar_store::Snapshot> {
         let scope = Scope::from(ctx);
         let snapshot = self.store.snapshot();
         if defaults::find(&snapshot, scope).is_some() {
@@ -145,6 +145,12 @@ delegate! {
             -> UpdateSecurityGroupRuleDescriptionsEgressResult;
         update_security_group_rule_descriptions_ingress(UpdateSecurityGroupRuleDescriptionsIngressRequest)
             -> UpdateSecurityGroupRuleDescriptionsIngressResult;
+    }
+    snapshots {
+        create_snapshot(CreateSnapshotRequest) -> Snapshot;
+        create_snapshots(CreateSnapshotsRequest) -> CreateSnapshotsResult;
+        delete_snapshot(DeleteSnapshotRequest) -> ();
+        describe_snapshots(DescribeSnapshotsRequest) -> DescribeSnapshotsResult;
     }
     subnets {
         describe_subnets(DescribeSubnetsRequest) -> DescribeSubnetsResult;

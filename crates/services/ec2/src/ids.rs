@@ -9,6 +9,9 @@ pub const INSTANCE: IdType =
 /// Volumes.
 pub const VOLUME: IdType =
     IdType::new("vol", "volume", "InvalidVolumeID.Malformed", "InvalidVolume.NotFound");
+/// Snapshots.
+pub const SNAPSHOT: IdType =
+    IdType::new("snap", "snapshot", "InvalidSnapshotID.Malformed", "InvalidSnapshot.NotFound");
 /// Images.
 pub const IMAGE: IdType = IdType::new("ami", "image id", "InvalidAMIID.Malformed", "InvalidAMIID.NotFound");
 /// Key pairs.

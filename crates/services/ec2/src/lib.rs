@@ -29,6 +29,7 @@ pub mod route_tables;
 pub mod rules;
 mod scope;
 pub mod security_groups;
+pub mod snapshots;
 pub mod subnets;
 pub mod tags;
 #[cfg(test)]

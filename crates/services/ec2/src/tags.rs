@@ -6,8 +6,8 @@ use haar_api::Context;
 use haar_core::{FilterTable, Fingerprint, IdType, PageRequest, tags};
 use haar_records::Tags;
 use haar_records::ec2::{
-    Image, Instance, InternetGateway, KeyPair, NetworkInterface, RouteTable, SecurityGroup, Subnet, Volume,
-    Vpc,
+    EbsSnapshot, Image, Instance, InternetGateway, KeyPair, NetworkInterface, RouteTable, SecurityGroup,
+    Subnet, Volume, Vpc,
 };
 use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION};
 use haar_store::{Resource, Snapshot, Tx};
@@ -101,12 +101,24 @@ macro_rules! tagged {
     };
 }
 
-tagged!(Image, InternetGateway, KeyPair, NetworkInterface, RouteTable, SecurityGroup, Subnet, Volume, Vpc);
+tagged!(
+    EbsSnapshot,
+    Image,
+    InternetGateway,
+    KeyPair,
+    NetworkInterface,
+    RouteTable,
+    SecurityGroup,
+    Subnet,
+    Volume,
+    Vpc
+);
 
 /// Every kind of resource that has tags.
-static KINDS: [Kind; 11] = [
+static KINDS: [Kind; 12] = [
     kind::<Instance>(ids::INSTANCE, "instance"),
     kind::<Volume>(ids::VOLUME, "volume"),
+    kind::<EbsSnapshot>(ids::SNAPSHOT, "snapshot"),
     kind::<NetworkInterface>(ids::NETWORK_INTERFACE, "network-interface"),
     kind::<SecurityGroup>(ids::SECURITY_GROUP, "security-group"),
     kind::<KeyPair>(ids::KEY_PAIR, "key-pair"),

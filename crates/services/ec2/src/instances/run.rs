@@ -262,6 +262,7 @@ fn create_volume(
         throughput: volume.throughput,
         availability_zone: subnet.availability_zone.clone(),
         image_id: volume.root.then(|| plan.image.id.clone()),
+        snapshot_id: None,
         create_time: ctx.now,
         state: VolumeState::Creating,
         error: None,

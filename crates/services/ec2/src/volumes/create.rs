@@ -2,13 +2,14 @@
 
 use haar_api::{Context, Error};
 use haar_core::idempotent;
-use haar_records::ec2::{Volume, VolumeState, VolumeType};
+use haar_records::ec2::{SnapshotState, Volume, VolumeState, VolumeType};
+use haar_store::Tx;
 
 use super::{by_id, to_api, wrong_state};
 use crate::block_devices::{check_volume, record_type};
 use crate::error::{Result, combination, invalid_parameter, invalid_value, missing, shorten, unsupported};
 use crate::handlers::Handlers;
-use crate::{ids, model, tags, zones};
+use crate::{ids, model, snapshots, tags, zones};
 
 /// `CreateVolume`.
 pub async fn create_volume(
@@ -24,35 +25,67 @@ pub async fn create_volume(
     }
     let availability_zone =
         zone(ctx, input.availability_zone.as_deref(), input.availability_zone_id.as_deref())?;
-    let size = input.size.ok_or_else(|| missing("size or snapshotId"))?;
-    let size_gib = u32::try_from(size)
-        .map_err(|_| invalid_parameter(&size.to_string(), "size", "It must be at least 1 GiB."))?;
     let volume_type = input.volume_type.map_or(VolumeType::Gp2, record_type);
-    let (iops, throughput) = check_volume(volume_type, size_gib, input.iops, input.throughput)?;
-    let volume = Volume {
-        account: ctx.account.clone(),
-        region: ctx.region.clone(),
-        id: ids::VOLUME.generate(),
-        size_gib,
-        volume_type,
-        iops,
-        throughput,
-        availability_zone,
-        image_id: None,
-        create_time: ctx.now,
-        state: VolumeState::Creating,
-        error: None,
-        attachments: Vec::new(),
-        tags: tags::of_new_one(&input.tag_specifications, "volume")?,
-    };
+    let tags = tags::of_new_one(&input.tag_specifications, "volume")?;
     haar_core::transact(&handlers.store, ctx, |tx| {
         let id = idempotent(tx, ctx, |tx| {
-            tx.put(volume.clone());
-            Ok::<_, Error>(volume.id.clone())
+            let size_gib = size(ctx, tx, &input)?;
+            let (iops, throughput) = check_volume(volume_type, size_gib, input.iops, input.throughput)?;
+            let volume = Volume {
+                account: ctx.account.clone(),
+                region: ctx.region.clone(),
+                id: ids::VOLUME.generate(),
+                size_gib,
+                volume_type,
+                iops,
+                throughput,
+                availability_zone: availability_zone.clone(),
+                image_id: None,
+                snapshot_id: input.snapshot_id.clone(),
+                create_time: ctx.now,
+                state: VolumeState::Creating,
+                error: None,
+                attachments: Vec::new(),
+                tags: tags.clone(),
+            };
+            let id = volume.id.clone();
+            tx.put(volume);
+            Ok::<_, Error>(id)
         })?;
         Ok(to_api(&by_id(ctx, tx, &id)?))
     })
     .await
+}
+
+/// The size that a request asks for in GiB: its snapshot's, where it says none.
+fn size(ctx: &Context, tx: &mut Tx, input: &model::CreateVolumeRequest) -> Result<u32> {
+    let least = match input.snapshot_id.as_deref() {
+        None => None,
+        Some(id) => {
+            let snapshot = snapshots::by_id(ctx, tx, id)?;
+            if snapshot.state != SnapshotState::Completed {
+                let message = format!("Snapshot '{id}' is not in the 'completed' state.");
+                return Err(Error::new("IncorrectState", message));
+            }
+            Some(snapshot.volume_size_gib)
+        }
+    };
+    match (input.size, least) {
+        (None, None) => Err(missing("size or snapshotId")),
+        (None, Some(least)) => Ok(least),
+        (Some(size), least) => {
+            let size = u32::try_from(size)
+                .map_err(|_| invalid_parameter(&size.to_string(), "size", "It must be at least 1 GiB."))?;
+            match least {
+                Some(least) if size < least => Err(invalid_parameter(
+                    &size.to_string(),
+                    "size",
+                    &format!("It is less than the {least} GiB of the snapshot."),
+                )),
+                _ => Ok(size),
+            }
+        }
+    }
 }
 
 /// The name of the zone that a request names or tells the id of.

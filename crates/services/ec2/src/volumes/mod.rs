@@ -45,7 +45,7 @@ const VOLUMES: Kind<Volume, ()> = Kind {
         ("fast-restored", |_, (), _| ()),
         ("multi-attach-enabled", |_, (), probe| probe.value("false")),
         ("size", |volume, (), probe| probe.display(volume.size_gib)),
-        ("snapshot-id", |_, (), _| ()),
+        ("snapshot-id", |volume, (), probe| probe.values(volume.snapshot_id.as_deref())),
         ("status", |volume, (), probe| probe.value(volume.state.as_str())),
         ("volume-id", |volume, (), probe| probe.value(&volume.id)),
         ("volume-type", |volume, (), probe| probe.value(volume.volume_type.as_str())),
@@ -55,7 +55,7 @@ const VOLUMES: Kind<Volume, ()> = Kind {
 };
 
 /// How filters write times, as `2026-01-31T12:00:00.000Z`.
-const TIME: &[time::format_description::BorrowedFormatItem<'static>] =
+pub(crate) const TIME: &[time::format_description::BorrowedFormatItem<'static>] =
     time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
 
 /// `DescribeVolumes`.
@@ -92,8 +92,8 @@ fn to_api(volume: &Volume) -> model::Volume {
         throughput: volume.throughput.and_then(|throughput| i32::try_from(throughput).ok()),
         multi_attach_enabled: Some(false),
         size: i32::try_from(volume.size_gib).ok(),
-        // None: the volume was not made from a snapshot.
-        snapshot_id: Some(String::new()),
+        // Empty when the volume was not made from a snapshot.
+        snapshot_id: Some(volume.snapshot_id.clone().unwrap_or_default()),
         state: Some(match volume.state {
             VolumeState::Creating => model::VolumeState::Creating,
             VolumeState::Available => model::VolumeState::Available,
@@ -124,7 +124,7 @@ fn attachment_to_api(volume_id: &str, attachment: &VolumeAttachment) -> model::V
 }
 
 /// The volume with this id.
-fn by_id(ctx: &Context, tx: &mut Tx, id: &str) -> Result<Volume> {
+pub(crate) fn by_id(ctx: &Context, tx: &mut Tx, id: &str) -> Result<Volume> {
     ids::VOLUME.check(id)?;
     let volume = tx.get::<Volume>(&ctx.account, &ctx.region, id).ok_or_else(|| ids::VOLUME.missing(id))?;
     Ok(Volume::clone(&volume))
