@@ -231,6 +231,11 @@ def test_killed_while_snapshots_are_taken(make_daemon):
     delete(ec2, volume)
     for name in taken:
         ec2.delete_snapshot(SnapshotId=name)
+    # What outlives the instance keeps its image.
+    root = snapshot(ec2, guest.describe()["BlockDeviceMappings"][0]["Ebs"]["VolumeId"])
     launch.end()
+    refused = daemon.haar("image", "remove", "tiny", check=False)
+    assert refused.returncode != 0 and root in refused.stderr, refused
+    remove(ec2, [root])
     wait_for(lambda: not [f for f in (daemon.state_dir / "volumes").iterdir() if f.is_file()], message="a layer was left behind")
     assert is_gone(ec2, volume)

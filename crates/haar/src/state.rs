@@ -44,6 +44,11 @@ impl StateDir {
         self.0.join("images")
     }
 
+    /// The disks of volumes and snapshots.
+    pub fn volumes(&self) -> PathBuf {
+        self.0.join("volumes")
+    }
+
     /// The catalogue file that extends the built-in catalogue of images.
     pub fn catalogue(&self) -> PathBuf {
         self.0.join("catalogue.toml")

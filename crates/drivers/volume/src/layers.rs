@@ -150,18 +150,6 @@ impl Driver {
         Ok(())
     }
 
-    /// The images outside the folder that volumes and snapshots stand on.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn images(&self) -> Result<Vec<PathBuf>, Error> {
-        let mut images = self.backings()?;
-        images.retain(|path| self.id_of(path).is_none());
-        images.sort_unstable();
-        images.dedup();
-        Ok(images)
-    }
-
     pub(crate) fn marker(&self, id: &str) -> PathBuf {
         self.dir.join(format!("{id}{MARKER}"))
     }
@@ -225,6 +213,29 @@ impl Driver {
             }
         }
     }
+}
+
+/// The volumes and snapshots in a folder of volumes, which a driver may be working in, whose lowest layer is in the folder of an
+/// image: they are spoilt if it goes. Sorted.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn standing_on(volumes: &Path, image: &Path) -> Result<Vec<String>, Error> {
+    let (Ok(volumes), Ok(image)) = (fs::canonicalize(volumes), fs::canonicalize(image)) else {
+        // What is not there stands on nothing, and nothing on it.
+        return Ok(Vec::new());
+    };
+    let driver = Driver { dir: volumes };
+    let mut found = Vec::new();
+    for name in driver.names()? {
+        let Some(id) = driver.id_of(&driver.dir.join(&name)) else { continue };
+        let header = File::open(driver.dir.join(&name)).ok().and_then(|file| qcow2::Header::read(&file).ok());
+        if header.and_then(|header| header.backing).is_some_and(|backing| backing.starts_with(&image)) {
+            found.push(id);
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
 }
 
 /// Removes a file; that there is none is no error.

@@ -21,6 +21,8 @@ use tokio::process::Command;
 mod layers;
 mod qcow2;
 
+pub use layers::standing_on;
+
 /// The format of an image that volumes are made from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use haar_volume::{Driver, Error, Format};
+use haar_volume::{Driver, Error, Format, standing_on};
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
@@ -78,6 +78,12 @@ async fn an_overlay_begins_as_its_image_and_is_larger() {
     wanted.resize(3 << 20, 0);
     assert!(contents(&volume.path) == wanted);
     qemu_img(&["check", "-q"], &volume.path);
+
+    assert_eq!(standing_on(&bench.path("volumes"), &bench.path("")).unwrap(), ["vol-1"]);
+    assert_eq!(
+        standing_on(&bench.path("volumes"), &bench.path("volumes/.open")).unwrap(),
+        Vec::<String>::new()
+    );
 
     // An overlay is an image, too.
     let above = driver.create_overlay("vol-2", &volume.path, Format::Qcow2, 3 * MIB).await.unwrap();

@@ -166,6 +166,13 @@ fn remove(state: &StateDir, image: &str, force: bool) -> Result<()> {
             let message = format!("{id} is used by {}: their disks are overlays of it", users.join(", "));
             return Err(Error::Refused { message, hint: Some("terminate them first".into()) });
         }
+        // Volumes that outlived their instance, and snapshots.
+        let disks = haar_volume::standing_on(&state.volumes(), &state.images().join(id.as_str()));
+        let disks = disks.map_err(Error::daemon)?;
+        if !disks.is_empty() {
+            let message = format!("{id} is used by {}, which are overlays of it", disks.join(", "));
+            return Err(Error::Refused { message, hint: Some("delete them first".into()) });
+        }
     }
     library.remove(&id)?;
     println!("{id} removed");
