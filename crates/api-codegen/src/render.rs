@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use crate::model::{Operation, Reference, Shape};
 use crate::names;
 use crate::resolve::{Api, Protocol};
-use crate::table::Rule;
+use crate::table::{Permission, Rule};
 
 /// Appends a line.
 macro_rules! line {
@@ -550,7 +550,15 @@ fn service(out: &mut String, api: &Api<'_>) {
             .as_ref()
             .map_or("haar_api::schema::EMPTY".into(), |input| static_name(api, &input.shape));
         let status = shape.http.response_code.unwrap_or(200);
-        line!(out, "Operation {{ route: {}, input: &{input}, status: {status} }},", route(operation, shape));
+        let permissions: String = api.table.authorization[*operation]
+            .iter()
+            .map(|permission| self::permission(api, operation, permission))
+            .collect();
+        line!(
+            out,
+            "Operation {{ route: {}, input: &{input}, status: {status}, permissions: &[{permissions}] }},",
+            route(operation, shape)
+        );
     }
     line!(out, "],\nmissing: &[");
     for (operation, shape) in &api.model.operations {
@@ -599,6 +607,25 @@ fn service(out: &mut String, api: &Api<'_>) {
     }
     line!(out, "_ => haar_api::service::no_such_operation(),");
     line!(out, "}} }} }}");
+}
+
+/// One permission of an operation, as the runtime reads it.
+fn permission(api: &Api<'_>, operation: &str, permission: &Permission) -> String {
+    let own = || format!("{}:{operation}", api.model.metadata.signing_name());
+    let action = permission.action.clone().unwrap_or_else(own);
+    let resource = permission.resource.as_ref().map_or_else(
+        || "None".to_owned(),
+        |name| format!("Some(ResourceType {{ name: {name:?}, arn: {:?} }})", api.table.resources[name]),
+    );
+    let path = |path: &String| format!("&{:?}", path.split('.').collect::<Vec<_>>());
+    let members: Vec<_> = permission.members.iter().map(path).collect();
+    let only_if =
+        permission.only_if.as_ref().map_or("None".to_owned(), |member| format!("Some({})", path(member)));
+    format!(
+        "Permission {{ action: {action:?}, resource: {resource}, members: &[{}], otherwise: Otherwise::{:?}, only_if: {only_if} }},",
+        members.join(", "),
+        permission.otherwise
+    )
 }
 
 /// The trait's name: `EC2` is `Ec2`, `CloudWatch Logs` is `CloudWatchLogs`.

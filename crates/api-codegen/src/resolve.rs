@@ -204,6 +204,7 @@ impl<'a> Api<'a> {
                 return Err(Error::Unsupported(format!("operation {operation}: requests are not signed")));
             }
         }
+        self.check_authorization()?;
         if self.protocol.is_xml() {
             self.check_xml()?;
         }
@@ -217,6 +218,62 @@ impl<'a> Api<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Every operation says which permissions it asks for, in terms of its request.
+    fn check_authorization(&self) -> Result<(), Error> {
+        let wrong = |what: String| Err(Error::Unsupported(format!("[authorization] {what}")));
+        for operation in self.table.operations.keys() {
+            let Some(permissions) = self.table.authorization.get(operation) else {
+                return wrong(format!(
+                    "{operation}: the permissions that it asks for are not declared (see CONTRIBUTING.md, \"Adding an operation\")"
+                ));
+            };
+            for permission in permissions {
+                if let Some(resource) = &permission.resource
+                    && !self.table.resources.contains_key(resource)
+                {
+                    return wrong(format!("{operation}: {resource} is not in [resources]"));
+                }
+                for path in &permission.members {
+                    match self.member(operation, path) {
+                        Some(shape) if shape.kind == "string" => {}
+                        _ => return wrong(format!("{operation}: {path} is no text that its requests have")),
+                    }
+                }
+                if let Some(path) =
+                    permission.only_if.as_ref().filter(|path| self.member(operation, path).is_none())
+                {
+                    return wrong(format!("{operation}: its requests have no {path}"));
+                }
+            }
+        }
+        match self.table.authorization.keys().find(|name| !self.table.operations.contains_key(*name)) {
+            Some(name) => wrong(format!("{name}: not an operation of the table")),
+            None => Ok(()),
+        }
+    }
+
+    /// The shape that a path of honoured members leads to from an operation's request, through lists.
+    fn member(&self, operation: &str, path: &str) -> Option<&'a Shape> {
+        let elements = |mut shape: &'a Shape| {
+            while let Some(member) = &shape.member {
+                shape = self.shape(&member.shape);
+            }
+            shape
+        };
+        let mut name = self.model.operations[operation].input.as_ref()?.shape.as_str();
+        for part in path.split('.') {
+            // A list's elements are a structure of their own name.
+            while let Some(member) = &self.shape(name).member {
+                name = &member.shape;
+            }
+            if !matches!(self.rule(name, part), Rule::Yes | Rule::Optional) {
+                return None;
+            }
+            name = &self.shape(name).members.get(part)?.shape;
+        }
+        Some(elements(self.shape(name)))
     }
 
     /// XML answers have no lists of lists, and `ec2` has no maps in requests.

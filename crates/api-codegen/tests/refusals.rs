@@ -30,7 +30,9 @@ fn model(protocol: &str) -> Value {
 
 fn generate(model: Value, table: &str) -> Result<String, String> {
     let model: Model = serde_json::from_value(model).unwrap();
-    let table: Table = toml::from_str(table).map_err(|error| error.to_string())?;
+    let declared = table.contains("[authorization]");
+    let table = format!("{table}{}", if declared { "" } else { "\n[authorization]\nGetThing = [\"*\"]" });
+    let table: Table = toml::from_str(&table).map_err(|error| error.to_string())?;
     generate_code(&model, &table).map_err(|error| error.to_string())
 }
 
@@ -77,6 +79,41 @@ fn tables_that_mean_nothing_are_refused() {
     }
     let unknown = generate(model("json"), "colour = 1\n[operations]\nGetThing = \"*\"").unwrap_err();
     assert!(unknown.contains("unknown field `colour`"), "{unknown}");
+}
+
+#[test]
+fn every_operation_declares_its_permissions() {
+    let declared = |authorization: &str| {
+        let table = format!(
+            "[operations]\nGetThing = [\"Id\"]\n[resources]\nthing = \"arn:aws:things:{{region}}:{{account}}:thing/{{}}\"\n[authorization]\n{authorization}"
+        );
+        generate(model("json"), &table)
+    };
+    let code = declared("GetThing = [\"thing: Id, *\", \"things:Tag thing: @default if Id\"]").unwrap();
+    assert!(
+        code.contains(r#"Permission { action: "things:GetThing", resource: Some(ResourceType { name: "thing", arn: "arn:aws:things:{region}:{account}:thing/{}" }), members: &[&["Id"]], otherwise: Otherwise::New, only_if: None }"#),
+        "{code}"
+    );
+    assert!(
+        code.contains(r#"members: &[], otherwise: Otherwise::Default, only_if: Some(&["Id"]) }"#),
+        "{code}"
+    );
+    declared("GetThing = []").unwrap();
+    for (authorization, reason) in [
+        ("", "GetThing: the permissions that it asks for are not declared"),
+        ("GetThing = [\"box: Id\"]", "box is not in [resources]"),
+        ("GetThing = [\"thing: Name\"]", "Name is no text that its requests have"),
+        ("GetThing = [\"thing: Tags\"]", "Tags is no text that its requests have"),
+        ("GetThing = [\"thing: Id if Tags\"]", "its requests have no Tags"),
+        ("GetThing = [\"*\"]\nPutThing = [\"*\"]", "PutThing: not an operation of the table"),
+        ("GetThing = [\"thing\"]", "where the resources are named is missing"),
+        ("GetThing = [\"thing: *, Id\"]", "* and @default stand last"),
+        ("GetThing = [\"*: Id\"]", "* is no resource's type"),
+        ("GetThing = [\"Tag thing: Id\"]", "an action looks like iam:PassRole"),
+    ] {
+        let refused = declared(authorization).unwrap_err();
+        assert!(refused.contains(reason), "{authorization}: {refused}");
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use fancy_regex::Regex;
 
 use crate::Error;
+use crate::value::Value;
 
 /// How a service speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +74,50 @@ pub struct Operation {
     pub input: &'static Shape,
     /// The HTTP status of a success.
     pub status: u16,
+    /// The permissions that it asks for.
+    pub permissions: &'static [Permission],
+}
+
+/// A permission that an operation asks for: an action upon the resources that its request names.
+#[derive(Debug)]
+pub struct Permission {
+    /// The IAM action, such as `ec2:RunInstances`.
+    pub action: &'static str,
+    /// The resources' type; none where the action has no resources.
+    pub resource: Option<ResourceType>,
+    /// The paths of the members that name resources.
+    pub members: &'static [&'static [&'static str]],
+    /// What is meant when none of them is given.
+    pub otherwise: Otherwise,
+    /// The path of the member without which the permission is not asked for.
+    pub only_if: Option<&'static [&'static str]>,
+}
+
+/// A type of resource.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ResourceType {
+    /// Its name in the Service Authorization Reference, such as `instance`.
+    pub name: &'static str,
+    /// The form of its ARNs: `{region}` and `{account}` are the request's, `{}` is what tells the resource apart.
+    pub arn: &'static str,
+}
+
+impl ResourceType {
+    /// The ARN of the resource that `id` tells apart; `*` for one that is about to be made.
+    pub fn arn(&self, region: &str, account: &str, id: &str) -> String {
+        self.arn.replace("{region}", region).replace("{account}", account).replacen("{}", id, 1)
+    }
+}
+
+/// Which resource is meant when no member of a request names one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Otherwise {
+    /// None.
+    Nothing,
+    /// One that is about to be made.
+    New,
+    /// Those that the service takes.
+    Default,
 }
 
 /// A shape of a request: its name in the model, and what it is.
@@ -259,6 +304,69 @@ pub fn slots(members: &'static [Member]) -> impl Iterator<Item = (&'static Membe
         Support::Yes(shape) => Some((member, shape)),
         Support::Only(_) | Support::No => None,
     })
+}
+
+/// A decoded value with its shape, to be read by the names of its members.
+#[derive(Debug, Clone, Copy)]
+pub struct Part<'v>(pub &'static Shape, pub &'v Value);
+
+impl<'v> Part<'v> {
+    /// What a path of members leads to, through lists: every value that is there. A path that the shape has not leads nowhere.
+    pub fn values(self, path: &[&str]) -> Vec<&'v Value> {
+        let mut found = Vec::new();
+        collect(self.0, self.1, path, &mut found);
+        found
+    }
+
+    /// The texts at a path of members.
+    pub fn texts(self, path: &[&str]) -> Vec<&'v str> {
+        let text = |value: &'v Value| match value {
+            Value::String(text) => Some(text.as_str()),
+            _ => None,
+        };
+        self.values(path).into_iter().filter_map(text).collect()
+    }
+
+    /// The first text at a path of members.
+    pub fn text(self, path: &[&str]) -> Option<&'v str> {
+        self.texts(path).first().copied()
+    }
+
+    /// A member of a structure.
+    pub fn member(self, name: &str) -> Option<Part<'v>> {
+        let (Kind::Structure(members), Value::Structure(values)) = (&self.0.kind, self.1) else {
+            return None;
+        };
+        let ((_, shape), value) = slots(members).zip(values).find(|((member, _), _)| member.name == name)?;
+        value.as_ref().map(|value| Part(shape, value))
+    }
+
+    /// The elements of the list in a member.
+    pub fn list(self, name: &str) -> Vec<Part<'v>> {
+        match self.member(name) {
+            Some(Part(Shape { kind: Kind::List(list), .. }, Value::List(values))) => {
+                values.iter().map(|value| Part(list.member, value)).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+fn collect<'v>(shape: &'static Shape, value: &'v Value, path: &[&str], found: &mut Vec<&'v Value>) {
+    match (&shape.kind, value) {
+        (Kind::List(list), Value::List(values)) => {
+            values.iter().for_each(|value| collect(list.member, value, path, found));
+        }
+        (Kind::Structure(members), Value::Structure(values)) => {
+            let Some((name, rest)) = path.split_first() else { return found.push(value) };
+            let mut there = slots(members).zip(values);
+            if let Some(((_, shape), Some(value))) = there.find(|((member, _), _)| member.name == *name) {
+                collect(shape, value, rest, found);
+            }
+        }
+        _ if path.is_empty() => found.push(value),
+        _ => {}
+    }
 }
 
 /// A regular expression of the model, compiled at its first use.
