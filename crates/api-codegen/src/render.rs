@@ -554,9 +554,10 @@ fn service(out: &mut String, api: &Api<'_>) {
             .iter()
             .map(|permission| self::permission(api, operation, permission))
             .collect();
+        let signed = shape.authtype.as_deref() != Some("none");
         line!(
             out,
-            "Operation {{ route: {}, input: &{input}, status: {status}, permissions: &[{permissions}] }},",
+            "Operation {{ route: {}, input: &{input}, status: {status}, permissions: &[{permissions}], signed: {signed} }},",
             route(operation, shape)
         );
     }

@@ -200,7 +200,9 @@ impl<'a> Api<'a> {
             }
         }
         for operation in self.table.operations.keys() {
-            if self.model.operations[operation].authtype.as_deref() == Some("none") {
+            // The endpoint finds an operation without a signature by the names that a form has.
+            let unsigned = self.model.operations[operation].authtype.as_deref() == Some("none");
+            if unsigned && self.protocol != Protocol::Query {
                 return Err(Error::Unsupported(format!("operation {operation}: requests are not signed")));
             }
         }

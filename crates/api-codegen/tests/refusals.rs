@@ -140,9 +140,13 @@ fn models_that_cannot_be_spoken_are_refused() {
         changed("json", "/operations/GetThing/output", missing).unwrap_err(),
         "shape Nowhere: not in the model"
     );
-    let mut anonymous = model("query");
+    let mut anonymous = model("json");
     anonymous["operations"]["GetThing"]["authtype"] = json!("none");
     assert_eq!(generate(anonymous, ALL).unwrap_err(), "operation GetThing: requests are not signed");
+    let mut anonymous = model("query");
+    assert!(generate(anonymous.clone(), ALL).unwrap().contains("signed: true"));
+    anonymous["operations"]["GetThing"]["authtype"] = json!("none");
+    assert!(generate(anonymous, ALL).unwrap().contains("signed: false"));
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! What a handler knows about a request besides its parameters.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::Error;
@@ -9,14 +12,109 @@ use crate::Error;
 /// Who signed a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Principal {
-    /// The twelve-digit account.
+    /// The twelve-digit account; empty for [`PrincipalKind::Anonymous`].
     pub account: String,
-    /// The principal's ARN, such as `arn:aws:iam::123456789012:root`.
+    /// The principal's ARN, such as `arn:aws:iam::123456789012:root`; of a session, `arn:aws:sts::…:assumed-role/…` or
+    /// `…:federated-user/…`.
     pub arn: String,
-    /// The principal's unique id; the account for its root.
+    /// The principal's unique id; the account for its root, `AIDA…` of a user, `AROA…:session` of a role's session,
+    /// `account:name` of a federated user.
     pub user_id: String,
     /// The key that signed the request.
     pub access_key_id: String,
+    /// What it is.
+    pub kind: PrincipalKind,
+    /// What its temporary credentials say; none for a long-term key.
+    pub session: Option<Arc<Session>>,
+}
+
+/// The kinds of [`Principal`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PrincipalKind {
+    /// The root of an account.
+    Root,
+    /// An IAM user, with a key of its own or that of GetSessionToken.
+    User {
+        /// Its name, without path.
+        name: String,
+    },
+    /// A session of a role.
+    AssumedRole {
+        /// The role's name, without path.
+        role_name: String,
+        /// The role's unique id.
+        role_id: String,
+        /// The role's ARN in IAM, with its path.
+        role_arn: String,
+        /// The session's name.
+        session_name: String,
+    },
+    /// A session of GetFederationToken.
+    FederatedUser {
+        /// ARN of the IAM user, or of the account's root, that asked for it.
+        source_arn: String,
+        /// Unique id of that user, or the account of that root.
+        source_id: String,
+        /// The name that was asked for.
+        name: String,
+    },
+    /// Nobody: an operation that needs no signature.
+    Anonymous,
+}
+
+/// What temporary credentials say besides who has them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    /// Which operation gave the credentials.
+    pub origin: SessionOrigin,
+    /// When they were given.
+    #[serde(with = "time::serde::timestamp")]
+    pub issued: OffsetDateTime,
+    /// When they end.
+    #[serde(with = "time::serde::timestamp")]
+    pub expires: OffsetDateTime,
+    /// Documents of inline session policies.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<String>,
+    /// ARNs of managed session policies.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policy_arns: Vec<String>,
+    /// Session tags, inherited ones included.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
+    /// Keys of those tags that the next session of the chain inherits.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub transitive_tag_keys: BTreeSet<String>,
+    /// `SourceIdentity`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_identity: Option<String>,
+    /// Whether a second factor was shown.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub mfa: bool,
+    /// ARN of the identity provider that vouched for the caller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub federated_provider: Option<String>,
+    /// Further condition keys of the session with their values, such as those of a web identity's token.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub keys: BTreeMap<String, Vec<String>>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // the form that serde calls
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+/// Which operation gave temporary credentials.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SessionOrigin {
+    /// `AssumeRole`, also on a service's behalf.
+    AssumeRole,
+    /// `AssumeRoleWithWebIdentity`.
+    AssumeRoleWithWebIdentity,
+    /// `GetSessionToken`.
+    GetSessionToken,
+    /// `GetFederationToken`.
+    GetFederationToken,
 }
 
 impl Principal {
@@ -28,12 +126,26 @@ impl Principal {
             user_id: account.clone(),
             account,
             access_key_id: access_key_id.into(),
+            kind: PrincipalKind::Root,
+            session: None,
+        }
+    }
+
+    /// Who has not signed a request.
+    pub fn anonymous() -> Self {
+        Principal {
+            account: String::new(),
+            arn: String::new(),
+            user_id: String::new(),
+            access_key_id: String::new(),
+            kind: PrincipalKind::Anonymous,
+            session: None,
         }
     }
 
     /// Whether this is the root of its account.
     pub fn is_root(&self) -> bool {
-        self.user_id == self.account
+        self.kind == PrincipalKind::Root
     }
 }
 

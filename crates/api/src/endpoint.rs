@@ -32,8 +32,8 @@ use crate::schema::{Kind, Operation, Protocol, Route, ServiceModel, slots};
 use crate::sigv4::{Rejection, Signature};
 use crate::value::Value;
 use crate::{
-    Answer, Authorizer, Body, Context, Error, Principal, Reply, Rope, Service, json, request_id, rest,
-    validate, xml,
+    Answer, Authorizer, Body, Context, Error, Principal, PrincipalKind, Reply, Rope, Service, json,
+    request_id, rest, validate, xml,
 };
 
 /// How long a client may take to send a request's head.
@@ -64,18 +64,34 @@ const MAX_ROUTE_BODY: usize = 1 << 20;
 pub struct AccessKey {
     /// The secret.
     pub secret: String,
-    /// The token that requests with it must carry, for temporary credentials.
-    pub session_token: Option<String>,
-    /// When it stops to be good, for temporary credentials.
-    pub expires: Option<OffsetDateTime>,
     /// Who signs with it.
     pub principal: Principal,
 }
 
+/// Why there is no key to check a signature with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyError {
+    /// The key is not known or not active, or the session token is not the key's.
+    Unknown,
+    /// The temporary credentials have expired.
+    Expired,
+}
+
 /// Knows access keys.
 pub trait Credentials: Send + Sync + 'static {
-    /// The key with this id.
-    fn lookup(&self, access_key_id: &str) -> Option<AccessKey>;
+    /// The key with this id, for a request with this session token.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    fn lookup(
+        &self,
+        access_key_id: &str,
+        session_token: Option<&str>,
+        now: OffsetDateTime,
+    ) -> Result<AccessKey, KeyError>;
+
+    /// Takes note that a request was signed with a key, after its signature was found good.
+    fn used(&self, _ctx: &Context) {}
 }
 
 /// The future of a route's answer.
@@ -171,18 +187,18 @@ impl Endpoint {
                 Ok(found) => found,
                 Err(unidentified) => {
                     let body = read(&parts, body, MAX_ROUTE_BODY).await.unwrap_or_default();
+                    if let Unidentified::Unsigned(Rejection::Missing) = unidentified
+                        && let Some(service) = self.unsigned(&parts, &body)
+                    {
+                        let answer = self.call_unsigned(service, &parts, body, peer, &id).await;
+                        return finish(answer, service.model(), &id);
+                    }
                     let (protocol, namespace) = self.guess(&parts, &body);
                     return refusal(&unidentified.error(protocol), protocol, namespace, &id);
                 }
             };
             let model = service.0.model();
-            match self.call(service, &parts, body, peer, &id).await {
-                Ok(answer) => respond(answer.status, answer.headers, answer.content_type, answer.body, &id),
-                Err(error) => {
-                    tracing::debug!(code = %error.code, message = error.message, "refused");
-                    refusal(&error, model.protocol, model.xml_namespace, &id)
-                }
-            }
+            finish(self.call(service, &parts, body, peer, &id).await, model, &id)
         }
         .instrument(span)
         .await
@@ -217,6 +233,33 @@ impl Endpoint {
         found.map_or((Protocol::Query, ""), |model| (model.protocol, model.xml_namespace))
     }
 
+    /// The service of a request without signature that asks for an operation which needs none.
+    fn unsigned(&self, parts: &Parts, body: &[u8]) -> Option<&Arc<dyn Service>> {
+        let form = form(parts, body).ok()?;
+        let (action, version) = (form.get("Action")?, form.get("Version"));
+        self.services.values().find(|service| {
+            let model = service.model();
+            let found = model.operations.iter().find(|operation| operation.route.name == action);
+            model.protocol == Protocol::Query
+                && version.is_none_or(|version| version == model.api_version)
+                && found.is_some_and(|operation| !operation.signed)
+        })
+    }
+
+    /// Calls an operation that needs no signature.
+    async fn call_unsigned(
+        &self,
+        service: &Arc<dyn Service>,
+        parts: &Parts,
+        body: Bytes,
+        peer: IpAddr,
+        id: &str,
+    ) -> Result<Answer, Error> {
+        let region = self.regions.first().copied().unwrap_or_default().to_owned();
+        let caller = Caller { principal: Principal::anonymous(), region, now: OffsetDateTime::now_utc() };
+        self.dispatch(service, caller, parts, body, peer, id).await
+    }
+
     async fn call(
         &self,
         (service, signature): (&Arc<dyn Service>, Signature),
@@ -236,24 +279,45 @@ impl Endpoint {
         };
         verified.map_err(|rejection| unauthorized(rejection, model.protocol))?;
 
+        let caller = Caller { principal: key.principal, region: signature.region, now };
+        self.dispatch(service, caller, parts, body, peer, id).await
+    }
+
+    /// Decodes a request whose caller is known, asks whether it may be, and calls its handler.
+    async fn dispatch(
+        &self,
+        service: &Arc<dyn Service>,
+        caller: Caller,
+        parts: &Parts,
+        body: Bytes,
+        peer: IpAddr,
+        id: &str,
+    ) -> Result<Answer, Error> {
+        let model = service.model();
         let (index, input) = decode(model, parts, body)?;
         let operation = &model.operations[index];
         let mut ctx = Context {
             request_id: id.to_owned(),
             service: model.name,
             operation: operation.route.name,
-            account: key.principal.account.clone(),
-            region: signature.region,
-            principal: key.principal,
+            account: caller.principal.account.clone(),
+            region: caller.region,
+            principal: caller.principal,
             dry_run: false,
-            now,
+            now: caller.now,
             source_ip: peer,
             user_agent: text(&parts.headers, header::USER_AGENT.as_str()).map(str::to_owned),
             client_token: None,
             fingerprint: [0; 32],
         };
         let input = apply_generic(model.protocol, operation, input, &mut ctx);
-        self.authorizer.authorize(&ctx, &format!("{}:{}", model.name, operation.route.name))?;
+        if ctx.principal.kind != PrincipalKind::Anonymous {
+            self.credentials.used(&ctx);
+        }
+        // What needs no signature asks for no permission of the caller: its handler decides by what the request carries.
+        if operation.signed {
+            self.authorizer.authorize(&ctx, &format!("{}:{}", model.name, operation.route.name))?;
+        }
         let answer = contained(service.call(index, &ctx, input)).await?;
         if ctx.dry_run { Err(Error::dry_run()) } else { Ok(answer) }
     }
@@ -265,21 +329,30 @@ impl Endpoint {
         protocol: Protocol,
         now: OffsetDateTime,
     ) -> Result<AccessKey, Error> {
-        let unknown = || invalid_key(protocol);
-        let key = self.credentials.lookup(&signature.access_key_id).ok_or_else(unknown)?;
-        if key.session_token != signature.session_token {
-            return Err(unknown());
+        let found =
+            self.credentials.lookup(&signature.access_key_id, signature.session_token.as_deref(), now);
+        found.map_err(|error| match error {
+            KeyError::Unknown => invalid_key(protocol),
+            KeyError::Expired => expired_token(protocol),
+        })
+    }
+}
+
+/// Who asks, from where and when.
+struct Caller {
+    principal: Principal,
+    region: String,
+    now: OffsetDateTime,
+}
+
+/// A service's answer as a response.
+fn finish(answer: Result<Answer, Error>, model: &ServiceModel, id: &str) -> Response<Body> {
+    match answer {
+        Ok(answer) => respond(answer.status, answer.headers, answer.content_type, answer.body, id),
+        Err(error) => {
+            tracing::debug!(code = %error.code, message = error.message, "refused");
+            refusal(&error, model.protocol, model.xml_namespace, id)
         }
-        if key.expires.is_some_and(|expires| expires <= now) {
-            let message = "The security token included in the request is expired";
-            return Err(match protocol {
-                Protocol::Ec2 => Error::new("RequestExpired", "Request has expired."),
-                Protocol::Query => Error::new("ExpiredToken", message).with_status(403),
-                Protocol::Json(_) => Error::new("ExpiredTokenException", message),
-                Protocol::RestJson => Error::new("ExpiredTokenException", message).with_status(403),
-            });
-        }
-        Ok(key)
     }
 }
 
@@ -487,6 +560,16 @@ fn invalid_key(protocol: Protocol) -> Error {
         Protocol::Query => Error::new("InvalidClientTokenId", message).with_status(403),
         Protocol::Json(_) => Error::new("UnrecognizedClientException", message),
         Protocol::RestJson => Error::new("UnrecognizedClientException", message).with_status(403),
+    }
+}
+
+fn expired_token(protocol: Protocol) -> Error {
+    let message = "The security token included in the request is expired";
+    match protocol {
+        Protocol::Ec2 => Error::new("RequestExpired", "Request has expired."),
+        Protocol::Query => Error::new("ExpiredToken", message).with_status(403),
+        Protocol::Json(_) => Error::new("ExpiredTokenException", message),
+        Protocol::RestJson => Error::new("ExpiredTokenException", message).with_status(403),
     }
 }
 

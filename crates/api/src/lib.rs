@@ -25,8 +25,8 @@ pub mod value;
 pub mod xml;
 
 pub use body::{Body, Rope};
-pub use context::{Authorizer, Context, Principal};
-pub use endpoint::{AccessKey, Credentials, Endpoint};
+pub use context::{Authorizer, Context, Principal, PrincipalKind, Session, SessionOrigin};
+pub use endpoint::{AccessKey, Credentials, Endpoint, KeyError};
 pub use error::Error;
 pub use service::{Answer, Reply, Service};
 pub use value::UnknownValue;

@@ -76,6 +76,8 @@ pub struct Operation {
     pub status: u16,
     /// The permissions that it asks for.
     pub permissions: &'static [Permission],
+    /// Whether its requests need a signature.
+    pub signed: bool,
 }
 
 /// A permission that an operation asks for: an action upon the resources that its request names.

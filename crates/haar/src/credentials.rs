@@ -1,14 +1,14 @@
 //! The root keys: the account and the access key that `haar` makes for itself at its first start.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
+use std::path::Path;
 
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::state::StateDir;
+use crate::state::{StateDir, create_private};
 
 /// The account and its root access key, as `credentials.json` holds them.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,11 +20,14 @@ pub struct Credentials {
     pub access_key_id: String,
     /// 40 characters.
     pub secret_access_key: String,
+    /// What the installation calls the account.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
 }
 
 impl std::fmt::Debug for Credentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { account_id, access_key_id, secret_access_key: _ } = self;
+        let Self { account_id, access_key_id, secret_access_key: _, name: _ } = self;
         f.debug_struct("Credentials")
             .field("account_id", account_id)
             .field("access_key_id", access_key_id)
@@ -45,23 +48,26 @@ impl Credentials {
             account_id: text(1, b"123456789") + &text(11, b"0123456789"),
             access_key_id: format!("AKIA{}", text(16, b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567")),
             secret_access_key: text(40, b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"),
+            name: None,
         }
     }
 
     /// The keys in the state folder, or [`Error::NoCredentials`].
     pub fn load(state: &StateDir) -> Result<Self> {
-        let path = state.credentials();
-        let text = match fs::read(&path) {
+        Self::read(&state.credentials())?.ok_or_else(|| Error::NoCredentials(state.path().into()))
+    }
+
+    /// The keys in a file; none where there is no file.
+    fn read(path: &Path) -> Result<Option<Self>> {
+        let text = match fs::read(path) {
             Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                return Err(Error::NoCredentials(state.path().into()));
-            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::io("read", path)(e)),
         };
-        let malformed = |reason: String| Error::Malformed { path: path.clone(), reason };
+        let malformed = |reason: String| Error::Malformed { path: path.into(), reason };
         let keys: Self = serde_json::from_slice(&text).map_err(|e| malformed(e.to_string()))?;
         keys.check().map_err(malformed)?;
-        Ok(keys)
+        Ok(Some(keys))
     }
 
     /// The keys in the state folder, made now where there are none. If two processes make them at once, both return those
@@ -71,25 +77,41 @@ impl Credentials {
             Err(Error::NoCredentials(_)) => {}
             other => return other,
         }
-        let path = state.credentials();
-        let new = state.path().join(format!(".credentials-{:016x}.new", rand::random::<u64>()));
-        let text = serde_json::to_vec_pretty(&Self::generate()).expect("keys are plain data");
-        let make = || {
-            let mut file =
-                OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-            file.write_all(&text)?;
-            file.sync_all()?;
-            // A link fails where a rename would replace the other's keys.
-            let linked = match fs::hard_link(&new, &path) {
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-                other => other,
-            };
-            fs::remove_file(&new)?;
-            linked?;
-            fs::File::open(state.path())?.sync_all()
-        };
-        make().map_err(Error::io("write", &path))?;
+        Self::generate().write(&state.credentials())?;
         Self::load(state)
+    }
+
+    /// The keys of all accounts: the first one's, and those in the folder of further accounts.
+    pub fn load_all(state: &StateDir) -> Result<Vec<Self>> {
+        let mut all = vec![Self::load_or_create(state)?];
+        let folder = state.accounts();
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(all),
+            Err(e) => return Err(Error::io("read", folder)(e)),
+        };
+        let mut files: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        files.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
+        files.sort();
+        for path in files {
+            all.extend(Self::read(&path)?);
+        }
+        Ok(all)
+    }
+
+    fn write(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_vec_pretty(self).expect("keys are plain data");
+        create_private(path, &text)
+    }
+
+    /// As IAM takes them over.
+    pub fn into_root_key(self) -> haar_iam::RootKey {
+        haar_iam::RootKey {
+            account: self.account_id,
+            name: self.name,
+            access_key_id: self.access_key_id,
+            secret: self.secret_access_key,
+        }
     }
 
     fn check(&self) -> std::result::Result<(), String> {

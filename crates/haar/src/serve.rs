@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use haar_api::endpoint::RouteHandler;
-use haar_api::{AccessKey, Body, Endpoint, Principal};
+use haar_api::{Body, Endpoint};
+use haar_iam::{Keyring, Sealer};
 use haar_node::{Compute, Node};
 use haar_store::Store;
 use hyper::body::Bytes;
@@ -50,10 +51,13 @@ async fn serve(config: &Config) -> Result<()> {
     let listen = listener.local_addr().map_err(Error::io("examine", "the listening socket"))?;
 
     let records = haar_records::ec2::register(haar_core::register(Store::builder()));
+    let records = haar_records::iam::register(records);
     let database = state.path().join("state.db");
     let store = records.open_sqlite(&database).await;
     let store = store.map_err(|e| Error::Malformed { path: database, reason: e.to_string() })?;
     let sweeper = tokio::spawn(haar_core::sweep(store.clone()));
+    let keyring = keyring(&state, &store).await?;
+    let usage = tokio::spawn(keyring.clone().record_usage());
     let node =
         Node::start(node_config(config, &keys, &state).await, store.clone()).await.map_err(Error::daemon)?;
 
@@ -64,7 +68,7 @@ async fn serve(config: &Config) -> Result<()> {
     let daemon = claim.announce(config, listen)?;
     let endpoint = Endpoint::new(
         haar_records::ec2::REGIONS.iter().map(|region| region.name),
-        Arc::new(RootKey(keys)),
+        Arc::new(keyring),
         Arc::new(haar_iam::RootMayEverything),
     )
     .service(haar_ec2::model::Ec2Service(ec2))
@@ -75,6 +79,7 @@ async fn serve(config: &Config) -> Result<()> {
 
     node.stop().await;
     sweeper.abort();
+    usage.abort();
     store.close().await;
     tracing::info!("haar stopped");
     Ok(())
@@ -156,19 +161,14 @@ async fn accelerator(state: &StateDir, binary: &Path) -> haar_vm::Accel {
     }
 }
 
-/// The root key as the only access key.
-struct RootKey(Credentials);
-
-impl haar_api::Credentials for RootKey {
-    fn lookup(&self, access_key_id: &str) -> Option<AccessKey> {
-        let Self(keys) = self;
-        (keys.access_key_id == access_key_id).then(|| AccessKey {
-            secret: keys.secret_access_key.clone(),
-            session_token: None,
-            expires: None,
-            principal: Principal::root(&keys.account_id, access_key_id),
-        })
+/// The keys of the installation's accounts, after those of its files were taken over.
+async fn keyring(state: &StateDir, store: &Store) -> Result<Keyring> {
+    let sealer = Sealer::new(state.sealing_key()?);
+    let keyring = Keyring::new(store.clone(), sealer);
+    for keys in Credentials::load_all(state)? {
+        keyring.import(&keys.into_root_key()).await.map_err(Error::daemon)?;
     }
+    Ok(keyring)
 }
 
 /// What EC2 reads from the machine.

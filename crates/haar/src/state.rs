@@ -69,6 +69,22 @@ impl StateDir {
         self.0.join("credentials.json")
     }
 
+    /// The root keys of further accounts, a file for each.
+    pub fn accounts(&self) -> PathBuf {
+        self.0.join("accounts")
+    }
+
+    /// The key that seals the secrets among the records, made now where there is none.
+    pub fn sealing_key(&self) -> Result<[u8; 32]> {
+        let path = self.0.join("sealing.key");
+        create_private(&path, hex::encode(rand::random::<[u8; 32]>()).as_bytes())?;
+        let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+        let mut key = [0; 32];
+        hex::decode_to_slice(text.trim(), &mut key)
+            .map_err(|e| Error::Malformed { path, reason: e.to_string() })?;
+        Ok(key)
+    }
+
     /// The log of a daemon that `haar up` started.
     pub fn log(&self) -> PathBuf {
         self.0.join("haar.log")
@@ -250,6 +266,30 @@ pub fn write_private(path: &Path, content: &[u8]) -> Result<()> {
         fs::rename(&new, path)
     };
     write().map_err(Error::io("write", path))
+}
+
+/// Writes a file that only its owner can read, unless it is there. If two processes make it at once, one does.
+pub fn create_private(path: &Path, content: &[u8]) -> Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let new = folder.join(format!(".{name}-{:016x}.new", rand::random::<u64>()));
+    let make = || {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        // A link fails where a rename would replace the other's file.
+        let linked = match fs::hard_link(&new, path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        };
+        fs::remove_file(&new)?;
+        linked?;
+        File::open(folder)?.sync_all()
+    };
+    make().map_err(Error::io("write", path))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! follows from their own fields, so that services and the node can share them without knowing each other.
 
 pub mod ec2;
+pub mod iam;
 
 /// The account under which records live that belong to no account: address pools, machine images of the host.
 pub const GLOBAL_ACCOUNT: &str = "-";

@@ -3,7 +3,7 @@
 //! Their models lie below `models/`, as botocore lays out its own, so that boto3 speaks to them with `AWS_DATA_PATH`. Their APIs
 //! are generated as those of the real services are.
 
-use haar_api::{AccessKey, Authorizer, Context, Credentials, Endpoint, Error, Principal};
+use haar_api::{AccessKey, Authorizer, Context, Credentials, Endpoint, Error, KeyError, Principal};
 
 /// The access key that the services know.
 pub const ACCESS_KEY_ID: &str = "AKIAIOSFODNN7EXAMPLE";
@@ -22,18 +22,25 @@ pub const REGION: &str = "us-east-1";
 struct Keys;
 
 impl Credentials for Keys {
-    fn lookup(&self, access_key_id: &str) -> Option<AccessKey> {
+    fn lookup(
+        &self,
+        access_key_id: &str,
+        session_token: Option<&str>,
+        _: haar_api::OffsetDateTime,
+    ) -> Result<AccessKey, KeyError> {
         let temporary = match access_key_id {
             ACCESS_KEY_ID => false,
             TEMPORARY_KEY_ID | EXPIRED_KEY_ID => true,
-            _ => return None,
+            _ => return Err(KeyError::Unknown),
         };
-        Some(AccessKey {
-            secret: SECRET_ACCESS_KEY.into(),
-            session_token: temporary.then(|| SESSION_TOKEN.into()),
-            expires: (access_key_id == EXPIRED_KEY_ID).then_some(haar_api::OffsetDateTime::UNIX_EPOCH),
-            principal: Principal::root("123456789012", access_key_id),
-        })
+        if session_token != temporary.then_some(SESSION_TOKEN) {
+            return Err(KeyError::Unknown);
+        }
+        if access_key_id == EXPIRED_KEY_ID {
+            return Err(KeyError::Expired);
+        }
+        let principal = Principal::root("123456789012", access_key_id);
+        Ok(AccessKey { secret: SECRET_ACCESS_KEY.into(), principal })
     }
 }
 

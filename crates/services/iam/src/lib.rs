@@ -1,8 +1,19 @@
-//! AWS STS, and the principals that sign requests.
+//! AWS IAM and STS: who signs requests, and which policies apply to them.
+//!
+//! [`Keyring`] finds the principal behind a signature; [`Caller`] collects the policies that apply to a principal, in the form in
+//! which `haar_policy` evaluates them.
 
+// What the operations that follow use.
+#![allow(dead_code)]
+
+mod aws_managed;
+mod caller;
+mod keyring;
 mod policy;
-mod root_key;
+mod seal;
 pub mod sts;
 
+pub use caller::{Caller, Documents, managed_document};
+pub use keyring::{Keyring, RootKey};
 pub use policy::RootMayEverything;
-pub use root_key::RootKey;
+pub use seal::Sealer;

@@ -36,7 +36,7 @@ mod tests {
         ctx.account = "210987654321".into();
         assert_eq!(authorize(&ctx).unwrap_err().code, "AccessDenied");
         ctx.account = ctx.principal.account.clone();
-        ctx.principal.user_id = "AIDAEXAMPLE".into();
+        ctx.principal.kind = haar_api::PrincipalKind::User { name: "alice".into() };
         let refused = authorize(&ctx).unwrap_err();
         assert_eq!((&*refused.code, refused.status.as_u16()), ("AccessDenied", 403));
         ctx.service = "ec2";

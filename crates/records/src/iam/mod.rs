@@ -1,0 +1,69 @@
+//! Records of AWS IAM, named and shaped after the types of its API reference.
+//!
+//! IAM is global: its records live in the region [`REGION`](self::REGION). Names are unique "not distinguished by case" (IAM API
+//! Reference), so a record's id is its name in lower case ([`name_id`]), and a second record of the name cannot be.
+
+mod access_key;
+mod account;
+mod identity;
+mod oidc;
+mod policy;
+
+pub use access_key::{AccessKey, AccessKeyStatus, Sealed, Usage};
+pub use account::{Account, AccountAlias};
+pub use identity::{Group, InstanceProfile, Role, User};
+pub use oidc::OpenIdConnectProvider;
+pub use policy::{ManagedPolicy, PolicyVersion};
+
+/// The region of IAM's records.
+pub const REGION: &str = crate::GLOBAL_REGION;
+
+/// Adds the record types of IAM to a store.
+#[must_use]
+pub fn register(builder: haar_store::Builder) -> haar_store::Builder {
+    builder
+        .register::<AccessKey>()
+        .register::<Account>()
+        .register::<AccountAlias>()
+        .register::<Group>()
+        .register::<InstanceProfile>()
+        .register::<ManagedPolicy>()
+        .register::<OpenIdConnectProvider>()
+        .register::<Role>()
+        .register::<Usage>()
+        .register::<User>()
+}
+
+/// The id of the record of a user, group, role, instance profile or managed policy with this name.
+#[must_use]
+pub fn name_id(name: &str) -> String {
+    name.to_lowercase()
+}
+
+/// Implements [`haar_store::Resource`] for a record with an `account` and a `name`.
+macro_rules! named {
+    ($type:ty, $kind:literal $(, $index:literal => |$this:ident| $values:expr)* $(,)?) => {
+        impl haar_store::Resource for $type {
+            const KIND: &'static str = $kind;
+            fn account(&self) -> &str {
+                &self.account
+            }
+            fn region(&self) -> &str {
+                $crate::iam::REGION
+            }
+            fn id(&self) -> &str {
+                &self.id
+            }
+            fn indexes(&self) -> Vec<(&'static str, String)> {
+                #[allow(unused_mut)]
+                let mut out = Vec::new();
+                $({
+                    let $this = self;
+                    out.extend($values.into_iter().map(|value| ($index, value)));
+                })*
+                out
+            }
+        }
+    };
+}
+pub(crate) use named;
