@@ -89,15 +89,20 @@ def option(command: list[str], name: str) -> str:
     return command[command.index(name) + 1]
 
 
-def raw(command: list[str], image: Path, folder: Path) -> float:
-    """Seconds from the start of the same QEMU by hand to the guest's userspace: the same machine, kernel, memory and devices, its
-    disk an overlay made ahead, its network without a peer."""
-    disk, console = folder / "disk.qcow2", folder / "console.log"
+def prepare(image: Path, folder: Path) -> None:
+    """Makes the disk of a QEMU that is started by hand: an overlay of an image's."""
+    (folder / "console.log").unlink(missing_ok=True)
+    disk = folder / "disk.qcow2"
     disk.unlink(missing_ok=True)
-    console.unlink(missing_ok=True)
     subprocess.run(
         ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(image / "root.qcow2"), "-F", "qcow2", str(disk)], check=True
     )
+
+
+def start(command: list[str], folder: Path) -> tuple[subprocess.Popen, Path]:
+    """Starts the same QEMU by hand: the same machine, kernel, memory and devices, its disk made ahead, its network without a peer. Gives
+    the process and the console's file."""
+    disk, console = folder / "disk.qcow2", folder / "console.log"
     arguments = [command[0], "-nodefaults", "-no-user-config", "-display", "none"]
     arguments += ["-machine", option(command, "-machine"), "-smp", option(command, "-smp"), "-m", option(command, "-m")]
     arguments += ["-cpu", option(command, "-cpu")] if "-cpu" in command else []
@@ -105,8 +110,14 @@ def raw(command: list[str], image: Path, folder: Path) -> float:
     arguments += ["-kernel", option(command, "-kernel"), "-initrd", option(command, "-initrd"), "-append", option(command, "-append")]
     arguments += ["-drive", f"file={disk},if=virtio,format=qcow2,discard=unmap", "-nic", "socket,listen=127.0.0.1:0,model=virtio-net-pci"]
     arguments += ["-device", "virtio-rng-pci", "-serial", f"file:{console}", "-monitor", "none"]
+    return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), console
+
+
+def raw(command: list[str], image: Path, folder: Path) -> float:
+    """Seconds from the start of QEMU by hand to the guest's userspace."""
+    prepare(image, folder)
     begin = time.monotonic()
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process, console = start(command, folder)
     try:
         return wait_for(console, READY) - begin
     finally:

@@ -49,6 +49,9 @@ def test_cloud_config_was_carried_out(debian):
 def test_the_system_is_whole(debian):
     assert debian.run("systemctl is-system-running --wait", timeout=120) == "running"
     assert debian.run("sudo id -un") == "root"
+    # Its image boots by either firmware, and UEFI is preferred.
+    assert debian.describe()["BootMode"] == "uefi-preferred"
+    assert debian.succeeds("test -d /sys/firmware/efi")
     assert "VERSION_ID=\"12\"" in debian.run("cat /etc/os-release")
 
 

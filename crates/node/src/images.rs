@@ -54,10 +54,11 @@ fn record(image: &haar_image::Image, owner: &str, tags: Tags) -> Image {
         root_size_gib: u32::try_from(manifest.minimum_size_gib()).unwrap_or(u32::MAX),
         boot: match &manifest.boot {
             Boot::Direct { .. } => ImageBoot::Kernel,
-            Boot::Firmware { mode: BootMode::LegacyBios } => ImageBoot::Firmware(ec2::BootMode::LegacyBios),
-            Boot::Firmware { mode: BootMode::Uefi | BootMode::UefiPreferred } => {
-                ImageBoot::Firmware(ec2::BootMode::Uefi)
-            }
+            Boot::Firmware { mode } => ImageBoot::Firmware(match mode {
+                BootMode::LegacyBios => ec2::BootMode::LegacyBios,
+                BootMode::Uefi => ec2::BootMode::Uefi,
+                BootMode::UefiPreferred => ec2::BootMode::UefiPreferred,
+            }),
         },
         default_user: manifest.default_user.clone(),
         tags,

@@ -30,6 +30,7 @@ use haar_store::{Event, Key, Resource, Store};
 use ipnet::Ipv4Net;
 
 pub use error::Error;
+pub use qemu::UEFI_FIRMWARE;
 
 use crate::instances::Instances;
 use crate::network::{Network, Networks};

@@ -16,11 +16,8 @@ use crate::network::{self, Network};
 use crate::reserve::Reserve;
 use crate::{Config, Error, limits};
 
-/// OVMF's code for machines that boot through UEFI (package `ovmf`).
-const UEFI_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
-
-/// OVMF's empty variables, of which each machine gets a copy.
-const UEFI_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+/// Firmware for machines that boot through UEFI (package `ovmf`): its code, and empty variables, of which each machine gets a copy.
+pub const UEFI_FIRMWARE: [&str; 2] = ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"];
 
 /// Runs instances under QEMU.
 pub(crate) struct Qemu {
@@ -199,17 +196,22 @@ impl Qemu {
             let cmdline = image.command_line().unwrap_or_default().to_owned();
             return Ok(Boot::Kernel { kernel, initrd: image.initrd(), cmdline });
         }
-        if image.firmware() == Some(BootMode::LegacyBios) {
-            return Ok(Boot::Firmware);
+        match image.firmware() {
+            Some(BootMode::LegacyBios) => return Ok(Boot::Firmware),
+            Some(BootMode::UefiPreferred) if UEFI_FIRMWARE.iter().any(|file| !Path::new(file).exists()) => {
+                return Ok(Boot::Firmware);
+            }
+            Some(BootMode::Uefi | BootMode::UefiPreferred) | None => {}
         }
+        let [code, empty] = UEFI_FIRMWARE;
         let vars = self.firmware_dir.join(format!("{}.fd", instance.id));
         if !vars.exists() {
             let copy = vars.with_extension("new");
-            std::fs::copy(UEFI_VARS, &copy)
+            std::fs::copy(empty, &copy)
                 .and_then(|_| std::fs::rename(&copy, &vars))
-                .map_err(Error::io(format!("copy {UEFI_VARS} (package ovmf)")))?;
+                .map_err(Error::io(format!("copy {empty} (package ovmf)")))?;
         }
-        Ok(Boot::Uefi { code: UEFI_CODE.into(), vars })
+        Ok(Boot::Uefi { code: code.into(), vars })
     }
 
     /// Removes machines, disks and networks that have no record.
@@ -387,6 +389,7 @@ impl Backend for Qemu {
         for path in [
             self.console_dir.join(format!("{instance_id}.log")),
             self.firmware_dir.join(format!("{instance_id}.fd")),
+            self.firmware_dir.join(format!("{instance_id}.new")),
         ] {
             match std::fs::remove_file(&path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

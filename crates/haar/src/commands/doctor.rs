@@ -64,6 +64,7 @@ pub fn doctor(state: &StateDir, json: bool) -> Result<ExitCode> {
     };
     let mut checks = vec![privileges()];
     checks.extend(qemu());
+    checks.push(uefi());
     checks.extend([nftables(), tun(), namespaces(), forwarding(), cgroups()]);
     checks.extend([disk(state.path()), port(state, &config), image(state), resolvers(), image_tools()]);
     if json {
@@ -140,6 +141,19 @@ fn qemu() -> Vec<Check> {
             vec![Check::ok("qemu", format!("version {}", probe.qemu_version)), accelerator]
         }
         Err(error) => vec![Check::fail("qemu", error, "apt-get install qemu-system-x86 qemu-utils")],
+    }
+}
+
+/// What machines boot through whose image wants UEFI.
+fn uefi() -> Check {
+    const NAME: &str = "uefi";
+    match haar_node::UEFI_FIRMWARE.iter().find(|file| !Path::new(file).exists()) {
+        None => Check::ok(NAME, haar_node::UEFI_FIRMWARE[0]),
+        Some(missing) => Check::warn(
+            NAME,
+            format!("{missing} is missing: images that boot by UEFI alone cannot be launched"),
+            "apt-get install ovmf",
+        ),
     }
 }
 

@@ -62,6 +62,8 @@ wire_enum! {
         LegacyBios = "legacy-bios",
         /// UEFI.
         Uefi = "uefi",
+        /// Either; UEFI where the host has it.
+        UefiPreferred = "uefi-preferred",
     }
 }
 

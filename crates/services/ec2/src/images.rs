@@ -164,9 +164,6 @@ fn to_api(image: &Image) -> model::Image {
 pub(crate) fn boot_mode(boot: &ImageBoot) -> Option<model::BootModeValues> {
     match boot {
         ImageBoot::Kernel => None,
-        ImageBoot::Firmware(haar_records::ec2::BootMode::LegacyBios) => {
-            Some(model::BootModeValues::LegacyBios)
-        }
-        ImageBoot::Firmware(haar_records::ec2::BootMode::Uefi) => Some(model::BootModeValues::Uefi),
+        ImageBoot::Firmware(mode) => mode.as_str().parse().ok(),
     }
 }

@@ -20,6 +20,7 @@ const PACKAGES: &[&str] = &[
     "dbus",
     "e2fsprogs",
     "fdisk",
+    "grub-efi-amd64-bin",
     "grub-pc-bin",
     "grub2-common",
     "initramfs-tools",
@@ -48,9 +49,13 @@ pub(crate) const DISK_SIZE: u64 = 4 << 30;
 /// What the kernel is told beside its root. `cryptomgr.notests` makes the boot shorter without hardware virtualization.
 const KERNEL_PARAMETERS: &str = "console=ttyS0 panic=5 cryptomgr.notests";
 
-/// The modules of GRUB that its core has; the others are loaded from the root file system by who needs them.
+/// The platforms that GRUB is made for, each with the file of its core in `/boot/grub`, and the module that reads disks by its firmware.
+const GRUB_PLATFORMS: &[(&str, &str, &[&str])] =
+    &[("i386-pc", "core.img", &["biosdisk"]), ("x86_64-efi", "core.efi", &[])];
+
+/// The modules of GRUB that its cores have; the others are loaded from the root file system by who needs them.
 const GRUB_MODULES: &[&str] =
-    &["biosdisk", "part_gpt", "ext2", "normal", "configfile", "linux", "serial", "terminal", "search"];
+    &["part_gpt", "ext2", "normal", "configfile", "linux", "serial", "terminal", "search"];
 
 /// The files of the guest that are ours and must be there before the kernel is installed: path, permissions, content.
 const EARLY_FILES: &[(&str, u32, &str)] = &[
@@ -78,17 +83,20 @@ pub(crate) fn make(staging: &Staging, apt: &Apt, progress: &mut dyn Progress) ->
 
     progress.stage("file system", Unit::Steps, Some(2));
     configure(&root)?;
-    let modules = "usr/lib/grub/i386-pc";
-    let mut command = tool::command("chroot");
-    command.arg(&root).args(["grub-mkimage", "--format=i386-pc", "--prefix=(,gpt1)/boot/grub"]);
-    command.arg("--output=/boot/grub/core.img").args(GRUB_MODULES);
-    tool::run(&mut command, "coreutils")?;
+    for (platform, core, modules) in GRUB_PLATFORMS {
+        let mut command = tool::command("chroot");
+        command.arg(&root).args(["grub-mkimage", "--prefix=(,gpt1)/boot/grub"]);
+        command.arg(format!("--format={platform}")).arg(format!("--output=/boot/grub/{core}"));
+        tool::run(command.args(*modules).args(GRUB_MODULES), "coreutils")?;
+    }
     progress.advance(1);
     let disk = staging.scratch("disk")?.join("root.raw");
     disk::make_sparse(&disk, DISK_SIZE)?;
-    let place = disk::partition(&disk, DISK_SIZE)?;
-    disk::make_ext4(&disk, place, "root", &root)?;
-    disk::install_grub(&disk, &root.join(modules).join("boot.img"), &root.join("boot/grub/core.img"))?;
+    let places = disk::partition(&disk, DISK_SIZE)?;
+    disk::make_ext4(&disk, places.root, "root", &root)?;
+    disk::make_efi(&disk, places.efi, &root.join("boot/grub/core.efi"))?;
+    let boot = root.join("usr/lib/grub/i386-pc/boot.img");
+    disk::install_grub(&disk, &boot, &root.join("boot/grub/core.img"))?;
     progress.advance(2);
     disk::convert_to_qcow2(&disk, "raw", &staging.path(ROOT_DISK), progress)?;
 
@@ -142,14 +150,16 @@ fn configure(root: &Path) -> Result<()> {
         write_file(&root.join(name), 0o644, &content)?;
     }
     // What grub-install would do.
-    let (from, to) = (root.join("usr/lib/grub/i386-pc"), root.join("boot/grub/i386-pc"));
-    fs::create_dir_all(&to).map_err(Error::io("create", &to))?;
-    for entry in fs::read_dir(&from).map_err(Error::io("list", &from))? {
-        let path = entry.map_err(Error::io("list", &from))?.path();
-        if let (Some(name), Some("mod" | "lst")) =
-            (path.file_name(), path.extension().and_then(|e| e.to_str()))
-        {
-            fs::copy(&path, to.join(name)).map_err(Error::io("copy", &path))?;
+    for (platform, ..) in GRUB_PLATFORMS {
+        let (from, to) = (root.join("usr/lib/grub").join(platform), root.join("boot/grub").join(platform));
+        fs::create_dir_all(&to).map_err(Error::io("create", &to))?;
+        for entry in fs::read_dir(&from).map_err(Error::io("list", &from))? {
+            let path = entry.map_err(Error::io("list", &from))?.path();
+            if let (Some(name), Some("mod" | "lst")) =
+                (path.file_name(), path.extension().and_then(|e| e.to_str()))
+            {
+                fs::copy(&path, to.join(name)).map_err(Error::io("copy", &path))?;
+            }
         }
     }
     // What `systemctl enable` would do.

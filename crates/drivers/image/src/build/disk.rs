@@ -15,8 +15,11 @@ const SECTOR: u64 = 512;
 /// Where the boot loader's partition begins, in sectors: behind the table.
 const LOADER_START: u64 = 34;
 
+/// Where the EFI system partition begins, in sectors.
+const EFI_START: u64 = 2048;
+
 /// Where the root partition begins, in sectors.
-const ROOT_START: u64 = 2048;
+const ROOT_START: u64 = EFI_START + (16 << 20) / SECTOR;
 
 /// The sectors behind the last partition, which hold the copy of the table.
 const TABLE_COPY: u64 = 2048;
@@ -45,15 +48,27 @@ pub(crate) fn make_ext4(disk: &Path, at: Extent, label: &str, content: &Path) ->
     tool::run(&mut command, "e2fsprogs").map(drop)
 }
 
-/// Writes a GPT for a boot by BIOS to a raw disk: partition 14 for the boot loader, partition 1, which is the last on the
-/// disk, for the root. Returns where the root is. The numbers are those of Debian's and Ubuntu's cloud images.
-pub(crate) fn partition(disk: &Path, size: u64) -> Result<Extent> {
+/// The partitions of a disk that boots by BIOS and by UEFI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Partitions {
+    /// The EFI system partition.
+    pub efi: Extent,
+    /// The root file system.
+    pub root: Extent,
+}
+
+/// Writes a GPT to a raw disk: partition 14 for the boot loader of a BIOS, 15 for EFI, and partition 1, which is the last on
+/// the disk, for the root. The numbers are those of Debian's and Ubuntu's cloud images.
+pub(crate) fn partition(disk: &Path, size: u64) -> Result<Partitions> {
+    let efi = Extent { start: EFI_START * SECTOR, length: (ROOT_START - EFI_START) * SECTOR };
     let root = Extent { start: ROOT_START * SECTOR, length: size - (ROOT_START + TABLE_COPY) * SECTOR };
     let script = format!(
         "label: gpt\nfirst-lba: {LOADER_START}\n\
          {disk}14: start={LOADER_START}, size={}, type=21686148-6449-6E6F-744E-656564454649\n\
+         {disk}15: start={EFI_START}, size={}, type=C12A7328-F81F-11D2-BA4B-00A0C93EC93B\n\
          {disk}1: start={ROOT_START}, size={}, type=4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709\n",
-        ROOT_START - LOADER_START,
+        EFI_START - LOADER_START,
+        efi.length / SECTOR,
         root.length / SECTOR,
         disk = disk.display(),
     );
@@ -67,10 +82,27 @@ pub(crate) fn partition(disk: &Path, size: u64) -> Result<Extent> {
     drop(stdin);
     let output = child.wait_with_output().map_err(|e| tool::not_started(&command, "fdisk", e))?;
     if output.status.success() {
-        Ok(root)
+        Ok(Partitions { efi, root })
     } else {
         Err(tool::failed(&command, output.status, &output.stderr))
     }
+}
+
+/// Makes the EFI system partition with one program: the one that firmware starts when it knows of no other (UEFI
+/// specification, section 3.5.1.1, "Removable media boot behavior").
+pub(crate) fn make_efi(disk: &Path, at: Extent, program: &Path) -> Result<()> {
+    let image = format!("{}@@{}", disk.display(), at.start);
+    // mtools asks for the geometry of a floppy otherwise.
+    let mtools = |name: &str| {
+        let mut command = tool::command(name);
+        command.env("MTOOLS_SKIP_CHECK", "1").arg("-i").arg(&image);
+        command
+    };
+    let mut format = mtools("mformat");
+    format.args(["-v", "EFI", "-T", &(at.length / SECTOR).to_string(), "-h", "1", "-s", "63", "::"]);
+    tool::run(&mut format, "mtools")?;
+    tool::run(mtools("mmd").args(["::/EFI", "::/EFI/BOOT"]), "mtools")?;
+    tool::run(mtools("mcopy").arg(program).arg("::/EFI/BOOT/BOOTX64.EFI"), "mtools").map(drop)
 }
 
 /// Puts GRUB for BIOS on a disk that [`partition`] prepared: `boot.img` into the first sector, which loads the first
@@ -80,7 +112,7 @@ pub(crate) fn install_grub(disk: &Path, boot: &Path, core: &Path) -> Result<()> 
     let mut boot_code = fs::read(boot).map_err(Error::io("read", boot))?;
     let mut core_code = fs::read(core).map_err(Error::io("read", core))?;
     let sectors = (core_code.len() as u64).div_ceil(SECTOR);
-    if boot_code.len() as u64 != SECTOR || !(2..=ROOT_START - LOADER_START).contains(&sectors) {
+    if boot_code.len() as u64 != SECTOR || !(2..=EFI_START - LOADER_START).contains(&sectors) {
         return Err(Error::Packages("GRUB does not have the expected size".into()));
     }
     let file = File::options().read(true).write(true).open(disk).map_err(Error::io("open", disk))?;

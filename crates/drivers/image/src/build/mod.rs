@@ -67,7 +67,7 @@ impl Recipe {
     pub fn requirements(self) -> &'static [&'static str] {
         match self {
             Recipe::Tiny => &["apt", "dpkg", "e2fsprogs", "qemu-utils"],
-            Recipe::Debian12 => &["apt", "dpkg", "e2fsprogs", "fdisk", "mmdebstrap", "qemu-utils"],
+            Recipe::Debian12 => &["apt", "dpkg", "e2fsprogs", "fdisk", "mmdebstrap", "mtools", "qemu-utils"],
         }
     }
 }
@@ -119,7 +119,7 @@ impl Library {
                 (tiny::make(&staging, &apt, progress)?, tiny::DISK_SIZE, boot)
             }
             Recipe::Debian12 => {
-                let boot = DraftBoot::Firmware(BootMode::LegacyBios);
+                let boot = DraftBoot::Firmware(BootMode::UefiPreferred);
                 (debian::make(&staging, &apt, progress)?, debian::DISK_SIZE, boot)
             }
         };

@@ -27,7 +27,7 @@ fn a_life_of_an_instance() {
     let image = library.build(Recipe::Debian12, &BuildOptions::default(), &mut ()).unwrap();
     let Source::Build { packages, .. } = &image.manifest.source else { panic!() };
     assert!(packages.iter().any(|package| package.starts_with("cloud-init=")), "{packages:?}");
-    assert_eq!(image.firmware(), Some(BootMode::LegacyBios));
+    assert_eq!(image.firmware(), Some(BootMode::UefiPreferred));
 
     let lab = Lab::new();
     let config = "#cloud-config\nwrite_files:\n- {path: /etc/written, content: by cloud-config}\n\
@@ -81,7 +81,7 @@ fn a_life_of_an_instance() {
     // What it boots by can be seen from its disk.
     let options = ImportOptions { name: Some("imported".into()), ..ImportOptions::default() };
     let imported = library.import(&image.root_disk(), &options, &mut ()).unwrap();
-    assert_eq!(imported.firmware(), Some(BootMode::LegacyBios));
+    assert_eq!(imported.firmware(), Some(BootMode::UefiPreferred));
     assert_eq!(imported.manifest.root_disk.virtual_size, image.manifest.root_disk.virtual_size);
     for image in library.list().unwrap() {
         library.remove(image.id()).unwrap();
