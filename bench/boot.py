@@ -23,9 +23,9 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def wait_for(path: Path, text: bytes) -> float:
+def wait_for(path: Path, text: bytes, timeout: float = 60) -> float:
     """The time at which a file has the text."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if path.exists() and text in path.read_bytes():
             return time.monotonic()

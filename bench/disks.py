@@ -91,7 +91,7 @@ class Instance:
 
     def attach(self, volume: str, command: str = "true") -> float:
         """Attaches a volume; the seconds until the guest has it and has run a command upon it."""
-        watch = f"echo ready; until [ -b /dev/vdb ]; do usleep 1000; done; {command} >/dev/null && echo there"
+        watch = f"echo ready; until [ -b /dev/vdb ]; do usleep 1000; done; {command} >/dev/null 2>&1 && echo there"
         process = self.remote(watch)
         assert process.stdout.readline().strip() == "ready"
         begin = time.monotonic()
@@ -178,9 +178,9 @@ def raw(command: list[str], root: Path, disk: Path, folder: Path) -> tuple[list[
         arguments += [name, boot.option(command, name)]
     for file in (root, disk):
         arguments += ["-drive", f"file={file},if=virtio,format=qcow2,discard=unmap,aio=threads"]
-    arguments += ["-device", "pcie-root-port,id=port", "-device", "pcie-pci-bridge,id=bridge,bus=port"]
+    arguments += ["-device", "pcie-root-port,id=rootport", "-device", "pcie-pci-bridge,id=bridge,bus=rootport"]
     arguments += ["-serial", f"file:{console}", "-qmp", f"unix:{monitor},server=on,wait=off"]
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
     try:
         qmp = Monitor(monitor)
         transfers = [float(said(console, f"transfer{number}")) for number in range(len(TRANSFERS))]
@@ -225,7 +225,7 @@ def together(daemon: Daemon, image: str, folder: Path) -> tuple[float, float, in
     begin = time.monotonic()
     answer = ec2.run_instances(ImageId=image, InstanceType="t3.nano", MinCount=TOGETHER, MaxCount=TOGETHER)
     instances = [instance["InstanceId"] for instance in answer["Instances"]]
-    ours = max(boot.wait_for(daemon.state_dir / "console" / f"{name}.log", boot.READY) for name in instances) - begin
+    ours = max(boot.wait_for(daemon.state_dir / "console" / f"{name}.log", boot.READY, 300) for name in instances) - begin
     command = boot.command_of(instances[0])
     for name in instances:
         wait_for(lambda name=name: "haar-tiny: ready" in (daemon.state_dir / "console" / f"{name}.log").read_text(errors="replace"), 180)
@@ -246,7 +246,7 @@ def together(daemon: Daemon, image: str, folder: Path) -> tuple[float, float, in
             process, console = boot.start(command, place)
             processes.append(process)
             consoles.append(console)
-        theirs = max(boot.wait_for(console, boot.READY) for console in consoles) - begin
+        theirs = max(boot.wait_for(console, boot.READY, 300) for console in consoles) - begin
     finally:
         for process in processes:
             process.kill()
