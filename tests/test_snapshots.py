@@ -89,6 +89,71 @@ def test_what_cannot_be_taken_is_refused(sim, parameters, code):
     assert refusal(sim.create_snapshot, **parameters)[0] == code
 
 
+def test_copies(simulated, sim):
+    volume = create(sim, Size=3)
+    name = snapshot(sim, volume, Description="first")
+    tags = [{"ResourceType": "snapshot", "Tags": [{"Key": "Name", "Value": "copy"}]}]
+    made = sim.copy_snapshot(SourceRegion="eu-central-1", SourceSnapshotId=name, Description="second", TagSpecifications=tags)
+    assert made["Tags"] == tags[0]["Tags"]
+    wait_for_snapshots(sim, [made["SnapshotId"]])
+    found = find(sim, made["SnapshotId"])
+    assert (found["VolumeSize"], found["VolumeId"], found["Description"]) == (3, "vol-ffffffff", "second")
+    # Into another region; the client adds a presigned URL, which must be for this copy.
+    west = simulated.client("ec2", region_name="us-west-2")
+    there = west.copy_snapshot(SourceRegion="eu-central-1", SourceSnapshotId=name)["SnapshotId"]
+    wait_for_snapshots(west, [there])
+    assert refusal(sim.describe_snapshots, SnapshotIds=[there])[0] == "InvalidSnapshot.NotFound"
+    assert describe(west, create(west, SnapshotId=there))["Size"] == 3
+    wrong = {"SourceRegion": "eu-central-1", "SourceSnapshotId": name}
+    url = f"https://ec2.eu-central-1.amazonaws.com/?Action=CopySnapshot&SourceRegion=eu-central-1&SourceSnapshotId={volume}"
+    for parameters, code in [
+        ({"SourceSnapshotId": "snap-0123456789abcdef0"}, "InvalidSnapshot.NotFound"),
+        ({"SourceSnapshotId": there}, "InvalidSnapshot.NotFound"),
+        ({"SourceSnapshotId": "snap"}, "InvalidSnapshotID.Malformed"),
+        ({"SourceRegion": "mars-north-1"}, "InvalidParameterValue"),
+        ({"PresignedUrl": url}, "InvalidParameterValue"),
+        ({"PresignedUrl": "nonsense"}, "InvalidParameterValue"),
+        ({"DestinationOutpostArn": "arn:aws:outposts:eu-central-1:1:outpost/op-1"}, "UnsupportedOperation"),
+    ]:
+        assert refusal(sim.copy_snapshot, **(wrong | parameters))[0] == code, parameters
+    remove(sim, [name, made["SnapshotId"]])
+
+
+def test_sharing(sim):
+    name = snapshot(sim, create(sim))
+
+    def permissions():
+        return sim.describe_snapshot_attribute(SnapshotId=name, Attribute="createVolumePermission")["CreateVolumePermissions"]
+
+    assert permissions() == []
+    sim.modify_snapshot_attribute(SnapshotId=name, Attribute="createVolumePermission", OperationType="add", UserIds=["222222222222"])
+    add = [{"UserId": "111111111111"}, {"Group": "all"}]
+    sim.modify_snapshot_attribute(SnapshotId=name, CreateVolumePermission={"Add": add, "Remove": [{"UserId": "222222222222"}]})
+    assert permissions() == [{"Group": "all"}, {"UserId": "111111111111"}]
+    for users, there in [(["all"], True), (["self"], True), (["111111111111"], True), (["333333333333"], True)]:
+        listed = [s["SnapshotId"] for s in sim.describe_snapshots(RestorableByUserIds=users)["Snapshots"]]
+        assert (name in listed) is there
+    sim.modify_snapshot_attribute(SnapshotId=name, OperationType="remove", GroupNames=["all"])
+    assert [s["SnapshotId"] for s in sim.describe_snapshots(RestorableByUserIds=["111111111111"])["Snapshots"]] == [name]
+    assert sim.describe_snapshots(RestorableByUserIds=["333333333333"])["Snapshots"] == []
+    sim.reset_snapshot_attribute(SnapshotId=name, Attribute="createVolumePermission")
+    assert permissions() == []
+    assert sim.describe_snapshot_attribute(SnapshotId=name, Attribute="productCodes")["ProductCodes"] == []
+    for parameters, code in [
+        ({}, "MissingParameter"),
+        ({"OperationType": "add"}, "MissingParameter"),
+        ({"UserIds": ["111111111111"]}, "MissingParameter"),
+        ({"OperationType": "add", "UserIds": ["me"]}, "InvalidUserID.Malformed"),
+        ({"OperationType": "add", "GroupNames": ["some"]}, "InvalidParameterValue"),
+        ({"Attribute": "productCodes", "OperationType": "add", "UserIds": ["111111111111"]}, "InvalidParameterValue"),
+        ({"OperationType": "add", "CreateVolumePermission": {"Add": add}}, "InvalidParameterCombination"),
+        ({"SnapshotId": "snap-0123456789abcdef0", "OperationType": "add", "UserIds": ["111111111111"]}, "InvalidSnapshot.NotFound"),
+    ]:
+        assert refusal(sim.modify_snapshot_attribute, **({"SnapshotId": name} | parameters))[0] == code, parameters
+    assert permissions() == []
+    remove(sim, [name])
+
+
 def test_ids_that_name_nothing(sim):
     assert refusal(sim.describe_snapshots, SnapshotIds=["snap"])[0] == "InvalidSnapshotID.Malformed"
     assert refusal(sim.create_volume, AvailabilityZone=zone(sim), SnapshotId="snap-0123456789abcdef0")[0] == "InvalidSnapshot.NotFound"
@@ -114,6 +179,13 @@ def test_a_snapshot_is_what_was(daemon, ec2, guest):
     # The second holds what differs from the first; taking either copied nothing.
     used = {name: os.stat(volumes / f"{name}.qcow2").st_blocks * 512 for name in (first, second)}
     assert used[first] > 32 << 20 > 8 * used[second], used
+
+    # A copy takes no room, and outlives what it is a copy of.
+    copied = ec2.copy_snapshot(SourceRegion="eu-central-1", SourceSnapshotId=second)["SnapshotId"]
+    wait_for_snapshots(ec2, [copied])
+    assert os.path.samefile(volumes / f"{copied}.qcow2", volumes / f"{second}.qcow2")
+    remove(ec2, [second])
+    second = copied
 
     copies = {text: create(ec2, **home(guest), SnapshotId=name) for text, name in [("one", first), ("two", second)]}
     for letter, (text, copy) in zip("gh", copies.items()):

@@ -184,6 +184,18 @@ impl haar_ec2::Host for Host {
             }
         }
     }
+
+    fn check_disk(&self, volume_id: &str) -> haar_ec2::DiskCheck {
+        match self.0.is_damaged(volume_id) {
+            Ok(Some(false)) => haar_ec2::DiskCheck::Sound,
+            Ok(Some(true)) => haar_ec2::DiskCheck::Damaged,
+            Ok(None) => haar_ec2::DiskCheck::Unknown,
+            Err(error) => {
+                tracing::warn!(volume = volume_id, %error, "cannot look at the disk");
+                haar_ec2::DiskCheck::Unknown
+            }
+        }
+    }
 }
 
 /// What the command line asks of the daemon besides the AWS APIs.

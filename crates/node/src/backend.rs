@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::path::Path;
 
-use haar_records::ec2::{EbsSnapshot, Instance, Volume};
+use haar_records::ec2::{EbsSnapshot, Instance, Volume, VolumeShape};
 use time::OffsetDateTime;
 
 use crate::Error;
@@ -42,6 +42,22 @@ pub(crate) trait Backend: Send + Sync + 'static {
 
     /// Makes the disk of a volume that no instance is launched with.
     fn make_disk(&self, volume: &Volume) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Grows a volume's disk and holds it to other limits, whether a machine has it or not.
+    fn modify_disk(
+        &self,
+        volume: &Volume,
+        to: &VolumeShape,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Repairs the disk, if it is damaged, of a volume that no machine has.
+    fn repair_disk(&self, volume: &Volume) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Makes a snapshot that is a copy of another one.
+    fn copy_snapshot(&self, from: &str, to: &str) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// The size in GiB of a snapshot that was taken, if it can be told.
+    fn snapshot_size(&self, snapshot_id: &str) -> Result<Option<u32>, Error>;
 
     /// Takes snapshots of volumes that are attached to one instance, or of one volume, all at the same point in time.
     fn take_snapshots(&self, set: &[EbsSnapshot]) -> impl Future<Output = Result<(), Error>> + Send;

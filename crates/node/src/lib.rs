@@ -196,6 +196,17 @@ impl Node {
         backend::console(&self.inner.config.console_dir(), instance_id, most)
     }
 
+    /// Whether a volume's disk was found to be damaged; none when there is no disk.
+    ///
+    /// # Errors
+    /// What kept it from being looked at.
+    pub fn is_damaged(&self, volume_id: &str) -> Result<Option<bool>, Error> {
+        match &self.inner.qemu {
+            Some(qemu) => qemu.is_damaged(volume_id),
+            None => Ok(None),
+        }
+    }
+
     /// Removes what is on the machine under this daemon's name and has no record.
     ///
     /// # Errors

@@ -91,6 +91,9 @@ mod tests {
             state: VolumeState::Available,
             error: None,
             attachments: Vec::new(),
+            modification: None,
+            auto_enable_io: false,
+            enable_io: false,
             tags: Tags::new(),
         })
     }

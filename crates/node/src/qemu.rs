@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use haar_core::reconcile::Handle;
 use haar_image::{BootMode, ImageId};
-use haar_records::ec2::{EbsSnapshot, Instance, InstanceState, NetworkInterface, Volume, instance_type};
+use haar_records::ec2::{
+    EbsSnapshot, Instance, InstanceState, NetworkInterface, Volume, VolumeShape, instance_type,
+};
 use haar_store::Store;
 use haar_vm::{Boot, Disk, DiskFormat, Nic, Overlay, RunState, Spec, Vm};
 
@@ -123,7 +125,9 @@ impl Qemu {
                 .ok_or_else(|| Self::inconsistent(instance, format!("{} has no record", device.volume_id)))?;
             // A snapshot that was being taken when the machine was lost.
             self.volumes.finish_snapshot(&record.id)?;
-            if self.volumes.info(&record.id)?.is_none() {
+            if self.volumes.info(&record.id)?.is_some() {
+                self.make_usable(&record).await?;
+            } else {
                 if record.image_id.is_some() {
                     let (backing, format) = (image.root_disk(), haar_volume::Format::Qcow2);
                     self.volumes.create_overlay(&record.id, &backing, format, bytes(&record)).await?;
@@ -136,10 +140,27 @@ impl Qemu {
         Ok(disks)
     }
 
+    /// Whether a volume's disk was found to be damaged; none when there is no disk.
+    pub(crate) fn is_damaged(&self, volume_id: &str) -> Result<Option<bool>, Error> {
+        Ok(self.volumes.info(volume_id)?.map(|found| found.corrupt))
+    }
+
+    /// Repairs a damaged disk if its volume says that this needs no request.
+    async fn make_usable(&self, volume: &Volume) -> Result<(), Error> {
+        let damaged = self.volumes.info(&volume.id)?.is_some_and(|found| found.corrupt);
+        if !damaged {
+            return Ok(());
+        }
+        if !volume.auto_enable_io {
+            return Err(Error::Damaged(volume.id.clone()));
+        }
+        tracing::warn!(volume = volume.id, "the disk is damaged and is repaired");
+        Ok(self.volumes.repair(&volume.id).await?)
+    }
+
     /// The machine that runs with a volume.
-    async fn machine_of(&self, asked: &EbsSnapshot) -> Result<Option<Vm>, Error> {
-        let records = self.store.snapshot();
-        let volume = records.get::<Volume>(&asked.account, &asked.region, &asked.volume_id);
+    async fn machine_of(&self, account: &str, region: &str, volume_id: &str) -> Result<Option<Vm>, Error> {
+        let volume = self.store.snapshot().get::<Volume>(account, region, volume_id);
         let Some(attachment) = volume.and_then(|volume| volume.attachments.first().cloned()) else {
             return Ok(None);
         };
@@ -156,7 +177,7 @@ impl Qemu {
             }
         }
         let Some(first) = set.first() else { return Ok(()) };
-        if let Some(machine) = self.machine_of(first).await? {
+        if let Some(machine) = self.machine_of(&first.account, &first.region, &first.volume_id).await? {
             // What a machine does not have is a file that nobody writes.
             let disks = machine.disks().await?;
             overlays.retain(|overlay| disks.contains(&overlay.disk));
@@ -169,7 +190,8 @@ impl Qemu {
     async fn abandon(&self, asked: &EbsSnapshot) -> Result<bool, Error> {
         let next = self.volumes.next(&asked.volume_id, &asked.id);
         if next.exists() {
-            let Some(machine) = self.machine_of(asked).await? else { return Ok(false) };
+            let machine = self.machine_of(&asked.account, &asked.region, &asked.volume_id).await?;
+            let Some(machine) = machine else { return Ok(false) };
             match machine.disk_file(&asked.volume_id).await? {
                 Some(file) if file != next => {}
                 _ => return Ok(false),
@@ -341,6 +363,10 @@ impl Backend for Qemu {
         if machine.disks().await?.contains(&volume.id) {
             return Ok(());
         }
+        // It may have been modified while this waited.
+        let found = self.store.snapshot().get::<Volume>(&volume.account, &volume.region, &volume.id);
+        let volume = found.as_deref().unwrap_or(volume);
+        self.make_usable(volume).await?;
         Ok(machine.attach_disk(&disk(volume, self.volumes.open_name(&volume.id)?)).await?)
     }
 
@@ -359,6 +385,44 @@ impl Backend for Qemu {
             None => drop(self.volumes.create_empty(&volume.id, bytes(volume)).await?),
         }
         Ok(())
+    }
+
+    async fn modify_disk(&self, volume: &Volume, to: &VolumeShape) -> Result<(), Error> {
+        let target = volume.clone().with_shape(*to);
+        // A machine that is being started, or given the volume, is waited for.
+        let _layering = self.layering.write().await;
+        if let Some(machine) = self.machine_of(&volume.account, &volume.region, &volume.id).await?
+            && machine.disks().await?.contains(&volume.id)
+        {
+            let changed = async {
+                machine.resize_disk(&volume.id, bytes(&target)).await?;
+                machine.limit_disk(&volume.id, limits::of(&target)).await
+            };
+            return match changed.await {
+                // The guest gave it up meanwhile, and it is looked at again.
+                Err(haar_vm::Error::Refused { .. }) if !machine.disks().await?.contains(&volume.id) => {
+                    Err(haar_vm::Error::Gone.into())
+                }
+                changed => Ok(changed?),
+            };
+        }
+        self.volumes.finish_snapshot(&volume.id)?;
+        Ok(self.volumes.grow(&volume.id, bytes(&target)).await?)
+    }
+
+    async fn repair_disk(&self, volume: &Volume) -> Result<(), Error> {
+        let _layering = self.layering.write().await;
+        self.volumes.finish_snapshot(&volume.id)?;
+        Ok(self.volumes.repair(&volume.id).await?)
+    }
+
+    async fn copy_snapshot(&self, from: &str, to: &str) -> Result<(), Error> {
+        Ok(self.volumes.copy_snapshot(from, to)?)
+    }
+
+    fn snapshot_size(&self, snapshot_id: &str) -> Result<Option<u32>, Error> {
+        let size = self.volumes.info(snapshot_id)?.map(|found| found.size.div_ceil(1 << 30));
+        Ok(size.and_then(|gib| u32::try_from(gib).ok()))
     }
 
     async fn take_snapshots(&self, set: &[EbsSnapshot]) -> Result<(), Error> {

@@ -1,6 +1,6 @@
 //! A backend without machines, for scale tests and for users who want only the API.
 
-use haar_records::ec2::{EbsSnapshot, Instance, Volume};
+use haar_records::ec2::{EbsSnapshot, Instance, Volume, VolumeShape};
 
 use crate::Error;
 use crate::backend::{Backend, Observation};
@@ -51,6 +51,22 @@ impl Backend for Simulated {
 
     async fn make_disk(&self, _: &Volume) -> Result<(), Error> {
         Ok(())
+    }
+
+    async fn modify_disk(&self, _: &Volume, _: &VolumeShape) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn repair_disk(&self, _: &Volume) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn copy_snapshot(&self, _: &str, _: &str) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn snapshot_size(&self, _: &str) -> Result<Option<u32>, Error> {
+        Ok(None)
     }
 
     async fn take_snapshots(&self, _: &[EbsSnapshot]) -> Result<(), Error> {

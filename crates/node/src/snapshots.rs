@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use haar_core::reconcile::{Action, Failure, Reconciler};
-use haar_records::ec2::{EbsSnapshot, SnapshotState, Volume, VolumeState};
+use haar_records::ec2::{EbsSnapshot, SnapshotSource, SnapshotState, Volume, VolumeState};
 use haar_store::{Entry, Key, Store};
 use time::OffsetDateTime;
 
@@ -31,6 +31,19 @@ impl<B: Backend> Snapshots<B> {
         Self { store, backend }
     }
 
+    /// Makes a snapshot that is a copy of another one.
+    async fn copy(&self, copy: &EbsSnapshot, source: &SnapshotSource) -> Result<Action, Error> {
+        let (state, message) = match self.backend.copy_snapshot(&source.id, &copy.id).await {
+            Ok(()) => (SnapshotState::Completed, None),
+            Err(error @ Error::Volume(_)) => {
+                tracing::warn!(snapshot = copy.id, %error, "cannot copy the snapshot");
+                (SnapshotState::Error, Some(error.to_string()))
+            }
+            Err(error) => return Err(error),
+        };
+        self.end(std::slice::from_ref(copy), state, message.as_deref()).await
+    }
+
     /// Takes a snapshot, together with those of its set.
     async fn take(&self, asked: &EbsSnapshot) -> Result<Action, Error> {
         let records = self.store.snapshot();
@@ -54,14 +67,30 @@ impl<B: Backend> Snapshots<B> {
             // It may be half taken, and is gone on with.
             Err(error) => return Err(error),
         };
+        self.end(&set, state, message.as_deref()).await
+    }
+
+    /// Writes down how snapshots have ended.
+    async fn end(
+        &self,
+        set: &[EbsSnapshot],
+        state: SnapshotState,
+        message: Option<&str>,
+    ) -> Result<Action, Error> {
         let now = OffsetDateTime::now_utc();
+        // A volume that was growing may be larger than its record said when the snapshot was asked for.
+        let mut sizes = Vec::new();
+        for member in set {
+            sizes.push(self.backend.snapshot_size(&member.id)?.unwrap_or(member.volume_size_gib));
+        }
         self.store
             .transact(|tx| {
-                for member in &set {
-                    if let Some(found) = tx.get::<EbsSnapshot>(account, region, &member.id) {
+                for (member, size) in set.iter().zip(&sizes) {
+                    if let Some(found) = tx.get::<EbsSnapshot>(&member.account, &member.region, &member.id) {
                         tx.put(EbsSnapshot {
                             state,
-                            state_message: message.clone(),
+                            state_message: message.map(str::to_owned),
+                            volume_size_gib: *size,
                             completion_time: (state == SnapshotState::Completed).then_some(now),
                             ..EbsSnapshot::clone(&found)
                         });
@@ -76,12 +105,17 @@ impl<B: Backend> Snapshots<B> {
 
     async fn remove(&self, seen: &EbsSnapshot) -> Result<Action, Error> {
         let (account, region, id) = (&seen.account, &seen.region, &seen.id);
-        let awaited = self
-            .store
-            .snapshot()
-            .by_index::<Volume>(account, region, "snapshot", id)
-            .any(|volume| volume.state == VolumeState::Creating);
-        if awaited {
+        let records = self.store.snapshot();
+        // Those of other accounts and regions, too.
+        let makes = |volume: &Volume| {
+            volume.state == VolumeState::Creating && volume.snapshot_id.as_ref() == Some(id)
+        };
+        let copies = |copy: &EbsSnapshot| {
+            copy.state == SnapshotState::Pending && copy.copy_of.as_ref().is_some_and(|of| of.id == *id)
+        };
+        if records.list_all::<Volume>().any(|volume| makes(volume))
+            || records.list_all::<EbsSnapshot>().any(|copy| copies(copy))
+        {
             return Ok(Action::RequeueAfter(LOOK_AGAIN));
         }
         self.backend.remove_snapshot(id).await?;
@@ -107,7 +141,10 @@ impl<B: Backend> Reconciler for Snapshots<B> {
         let Some(snapshot) = entry else { return Ok(Action::Done) };
         match snapshot.state {
             // Also one that is to be removed: half taken, it would be in the volume's way.
-            SnapshotState::Pending => self.take(&snapshot).await,
+            SnapshotState::Pending => match &snapshot.copy_of {
+                Some(source) => self.copy(&snapshot, source).await,
+                None => self.take(&snapshot).await,
+            },
             _ if snapshot.deleted => self.remove(&snapshot).await,
             SnapshotState::Completed | SnapshotState::Error => Ok(Action::Done),
         }

@@ -58,6 +58,26 @@ impl Driver {
         Ok(Some(next))
     }
 
+    /// Makes a snapshot that is another one: both are names of one file, which never changes again.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is no such snapshot, [`Error::Conflict`] if the copy is of something else, and the others.
+    pub fn copy_snapshot(&self, from: &str, to: &str) -> Result<(), Error> {
+        let (source, copy) = (self.path(from)?, self.path(to)?);
+        match fs::hard_link(&source, &copy) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Err(Error::NotFound(from.to_owned()));
+            }
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                if !same_file(&source, &copy)? {
+                    return Err(Error::Conflict(to.to_owned()));
+                }
+            }
+            result => result.map_err(at("make", &copy))?,
+        }
+        sync(&self.dir)
+    }
+
     /// Lets a volume go on in the layer that was prepared, if there is one. It is always safe when no machine has the volume: what a
     /// machine wrote there is kept, and a layer that none had turned to is empty.
     ///

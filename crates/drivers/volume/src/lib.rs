@@ -53,6 +53,8 @@ pub struct Volume {
     pub backing: Option<PathBuf>,
     /// How much room it takes on the host, in bytes, without the image.
     pub allocated: u64,
+    /// Its file was found to be damaged, and is not written to until it is repaired.
+    pub corrupt: bool,
 }
 
 /// An error of the volume driver. Its text is fit for a volume's state reason.
@@ -230,6 +232,39 @@ impl Driver {
         sync(&self.dir)
     }
 
+    /// Grows a volume to `size` bytes, unless it has them. No machine may have it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is no such volume, [`Error::InvalidSize`], [`Error::NoSpace`], and the others.
+    pub async fn grow(&self, id: &str, size: u64) -> Result<(), Error> {
+        if !size.is_multiple_of(512) || size > MAX_SIZE {
+            return Err(Error::InvalidSize(size));
+        }
+        let volume = self.info(id)?.ok_or_else(|| Error::NotFound(id.to_owned()))?;
+        if volume.size >= size {
+            return Ok(());
+        }
+        let mut command = Command::new("qemu-img");
+        command.args(["resize", "-q", "-f", "qcow2"]).arg(&volume.path).arg(size.to_string());
+        run(command).await.map_err(|error| self.told_space(error))?;
+        sync(&volume.path)
+    }
+
+    /// Repairs a damaged volume as far as that can be done. No machine may have it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is no such volume; [`Error::Tool`] if it is beyond repair; and the others.
+    pub async fn repair(&self, id: &str) -> Result<(), Error> {
+        let volume = self.info(id)?.ok_or_else(|| Error::NotFound(id.to_owned()))?;
+        if !volume.corrupt {
+            return Ok(());
+        }
+        let mut command = Command::new("qemu-img");
+        command.args(["check", "-q", "-f", "qcow2", "-r", "all"]).arg(&volume.path);
+        run(command).await.map_err(|error| self.told_space(error))?;
+        sync(&volume.path)
+    }
+
     /// Runs `qemu-img create`.
     async fn make(&self, path: &Path, size: u64, image: Option<(&Path, Format)>) -> Result<(), Error> {
         let mut command = Command::new("qemu-img");
@@ -238,17 +273,8 @@ impl Driver {
             // The image was looked at; QEMU need not.
             command.args(["-u", "-F", format.as_str(), "-b"]).arg(image);
         }
-        command.arg(path).arg(size.to_string()).stdin(Stdio::null()).kill_on_drop(true);
-        // Its errors are told apart by their text.
-        command.env("LC_ALL", "C");
-        let output = command.output().await.map_err(|error| match error.kind() {
-            ErrorKind::NotFound => Error::ToolMissing,
-            _ => at("run", Path::new("qemu-img"))(error),
-        })?;
-        if output.status.success() {
-            return Ok(());
-        }
-        Err(Error::Tool(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+        command.arg(path).arg(size.to_string());
+        run(command).await
     }
 
     /// The ids of all volumes and snapshots, without those that are removed and stood on.
@@ -279,7 +305,9 @@ impl Driver {
         };
         let allocated = file.metadata().map_err(at("stat", &path))?.blocks() * 512;
         match qcow2::Header::read(&file) {
-            Ok(header) => Ok(Some(Volume { path, size: header.size, backing: header.backing, allocated })),
+            Ok(qcow2::Header { size, backing, corrupt }) => {
+                Ok(Some(Volume { path, size, backing, allocated, corrupt }))
+            }
             Err(error) => Err(Error::BadImage { path, reason: error.to_string() }),
         }
     }
@@ -321,6 +349,20 @@ impl Driver {
         };
         if full { Error::NoSpace(self.dir.clone()) } else { error }
     }
+}
+
+/// Runs `qemu-img`.
+async fn run(mut command: Command) -> Result<(), Error> {
+    // Its errors are told apart by their text.
+    command.env("LC_ALL", "C").stdin(Stdio::null()).kill_on_drop(true);
+    let output = command.output().await.map_err(|error| match error.kind() {
+        ErrorKind::NotFound => Error::ToolMissing,
+        _ => at("run", Path::new("qemu-img"))(error),
+    })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(Error::Tool(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
 }
 
 /// The size of an image's disk in bytes.

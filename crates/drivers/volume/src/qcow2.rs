@@ -19,7 +19,12 @@ pub(crate) struct Header {
     pub size: u64,
     /// The image that it overlays, as written.
     pub backing: Option<PathBuf>,
+    /// QEMU found its structure to be damaged, and writes nothing to it until it is repaired.
+    pub corrupt: bool,
 }
+
+/// The incompatible feature of a file that is damaged.
+const CORRUPT: u64 = 1 << 1;
 
 impl Header {
     /// Reads the head of a file.
@@ -53,6 +58,11 @@ impl Header {
                 .map_err(|_| invalid("the name of its backing file is missing"))?;
             Some(OsString::from_vec(name).into())
         };
-        Ok(Header { size: long(6), backing })
+        let mut features = [0; 8];
+        if word(1) == 3 {
+            file.read_exact_at(&mut features, 72).map_err(|_| invalid("its head is cut off"))?;
+        }
+        let corrupt = u64::from_be_bytes(features) & CORRUPT != 0;
+        Ok(Header { size: long(6), backing, corrupt })
     }
 }

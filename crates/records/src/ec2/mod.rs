@@ -22,8 +22,10 @@ pub use network::{
     RouteTable, RouteTableAssociation, RouteTarget, Subnet, Vpc,
 };
 pub use security_group::{RuleTarget, SecurityGroup, SecurityGroupRule};
-pub use snapshot::{EbsSnapshot, SnapshotState};
-pub use volume::{Volume, VolumeAttachment, VolumeState, VolumeType};
+pub use snapshot::{EbsSnapshot, SnapshotSource, SnapshotState};
+pub use volume::{
+    ModificationState, Volume, VolumeAttachment, VolumeModification, VolumeShape, VolumeState, VolumeType,
+};
 pub use zones::{REGIONS, Region, Zone, zone_id, zones};
 
 /// Adds the record types of EC2 to a store.

@@ -1,5 +1,7 @@
 //! Snapshots of EBS volumes.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
@@ -35,8 +37,36 @@ pub struct EbsSnapshot {
     pub set: Vec<String>,
     /// It is to be removed.
     pub deleted: bool,
+    /// The snapshot that it is a copy of (CopySnapshot), which may be gone once the copy is complete.
+    #[serde(default)]
+    pub copy_of: Option<SnapshotSource>,
+    /// Everyone may make volumes from it (`createVolumePermission`, group `all`).
+    #[serde(default)]
+    pub public: bool,
+    /// The accounts that may make volumes from it besides its owner (`createVolumePermission`).
+    #[serde(default)]
+    pub shared_with: BTreeSet<String>,
     /// Tags.
     pub tags: Tags,
+}
+
+impl EbsSnapshot {
+    /// Whether an account may see it and make volumes from it.
+    #[must_use]
+    pub fn is_restorable_by(&self, account: &str) -> bool {
+        self.account == account || self.public || self.shared_with.contains(account)
+    }
+}
+
+/// What a copied snapshot is a copy of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotSource {
+    /// Its owner.
+    pub account: String,
+    /// Its region.
+    pub region: String,
+    /// `snap-…`
+    pub id: String,
 }
 
 resource!(EbsSnapshot, "ec2.snapshot",

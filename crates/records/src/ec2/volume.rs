@@ -39,6 +39,15 @@ pub struct Volume {
     pub error: Option<String>,
     /// Attachments; one at most.
     pub attachments: Vec<VolumeAttachment>,
+    /// The latest change that was asked for (ModifyVolume).
+    #[serde(default)]
+    pub modification: Option<VolumeModification>,
+    /// A disk that was found damaged is repaired and used without being asked for (`autoEnableIO`).
+    #[serde(default)]
+    pub auto_enable_io: bool,
+    /// A damaged disk is to be repaired (EnableVolumeIO).
+    #[serde(default)]
+    pub enable_io: bool,
     /// Tags.
     pub tags: Tags,
 }
@@ -47,6 +56,80 @@ resource!(Volume, "ec2.volume",
     "instance" => |v| v.attachments.iter().map(|a| a.instance_id.clone()).collect::<Vec<_>>(),
     "snapshot" => |v| v.snapshot_id.clone(),
 );
+
+impl Volume {
+    /// Its size, type and performance.
+    #[must_use]
+    pub fn shape(&self) -> VolumeShape {
+        VolumeShape {
+            size_gib: self.size_gib,
+            volume_type: self.volume_type,
+            iops: self.iops,
+            throughput: self.throughput,
+        }
+    }
+
+    /// The volume with another size, type and performance.
+    #[must_use]
+    pub fn with_shape(self, shape: VolumeShape) -> Self {
+        let VolumeShape { size_gib, volume_type, iops, throughput } = shape;
+        Self { size_gib, volume_type, iops, throughput, ..self }
+    }
+}
+
+/// What ModifyVolume changes of a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeShape {
+    /// Size in GiB.
+    pub size_gib: u32,
+    /// Type.
+    pub volume_type: VolumeType,
+    /// Provisioned or baseline IOPS, where the type has them.
+    pub iops: Option<u32>,
+    /// Throughput in MiB/s, gp3 only.
+    pub throughput: Option<u32>,
+}
+
+/// `VolumeModification`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VolumeModification {
+    /// State.
+    pub state: ModificationState,
+    /// Why it failed.
+    pub message: Option<String>,
+    /// What the volume was.
+    pub original: VolumeShape,
+    /// What it is to be.
+    pub target: VolumeShape,
+    /// When it was asked for.
+    #[serde(with = "time::serde::timestamp::nanoseconds")]
+    pub start_time: OffsetDateTime,
+    /// When it was completed or failed.
+    #[serde(with = "time::serde::timestamp::nanoseconds::option")]
+    pub end_time: Option<OffsetDateTime>,
+}
+
+wire_enum! {
+    /// `VolumeModificationState`.
+    ModificationState {
+        /// The disk is being changed.
+        Modifying = "modifying",
+        /// The disk is changed, and the record; what was started with the old record meanwhile is brought in line.
+        Optimizing = "optimizing",
+        /// Done.
+        Completed = "completed",
+        /// The disk could not be changed.
+        Failed = "failed",
+    }
+}
+
+impl ModificationState {
+    /// Whether there is something left to do.
+    #[must_use]
+    pub const fn is_under_way(self) -> bool {
+        matches!(self, Self::Modifying | Self::Optimizing)
+    }
+}
 
 wire_enum! {
     /// `VolumeState`.

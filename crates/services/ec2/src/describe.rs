@@ -72,6 +72,27 @@ impl<T: Resource, C> Kind<T, C> {
         context: &C,
         only: impl Fn(&T) -> bool,
     ) -> Result<(Vec<Entry<T>>, Option<String>)> {
+        let found =
+            if request.ids.is_empty() { None } else { Some(self.by_ids(ctx, snapshot, request.ids)?) };
+        self.page_among(handlers, ctx, snapshot, request, context, found, only)
+    }
+
+    /// As [`Self::page_where`], of the records `found`, which are sorted by id; without them, of all that the account has in
+    /// the region.
+    ///
+    /// # Errors
+    /// As [`Self::page`].
+    #[allow(clippy::too_many_arguments)]
+    pub fn page_among(
+        &self,
+        handlers: &Handlers,
+        ctx: &Context,
+        snapshot: &Snapshot,
+        request: &Request<'_>,
+        context: &C,
+        found: Option<Vec<Entry<T>>>,
+        only: impl Fn(&T) -> bool,
+    ) -> Result<(Vec<Entry<T>>, Option<String>)> {
         let filters = parse(&self.filters, request.filters)?;
         let page = handlers.paginator.page(
             ctx,
@@ -82,11 +103,7 @@ impl<T: Resource, C> Kind<T, C> {
                 limits: PAGE,
             },
         )?;
-        let found = if request.ids.is_empty() {
-            self.candidates(ctx, snapshot, &filters)
-        } else {
-            Some(self.by_ids(ctx, snapshot, request.ids)?)
-        };
+        let found = found.or_else(|| self.candidates(ctx, snapshot, &filters));
         let matching = |record: &&Entry<T>| only(record) && filters.matches(record, context);
         let (records, next) = match &found {
             Some(found) => page.take(found.iter().filter(matching), |record| record.id()),

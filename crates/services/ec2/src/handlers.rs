@@ -26,6 +26,20 @@ pub struct Config {
 pub trait Host: Send + Sync + 'static {
     /// The end of what an instance has written to its serial console.
     fn console_output(&self, instance_id: &str) -> Option<ConsoleOutput>;
+
+    /// Whether a volume's disk is sound, as far as can be told at a glance.
+    fn check_disk(&self, volume_id: &str) -> DiskCheck;
+}
+
+/// What can be told of a disk at a glance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskCheck {
+    /// Nothing is wrong with it.
+    Sound,
+    /// It was found to be damaged, and is not used until it is repaired.
+    Damaged,
+    /// There is none, or it cannot be read.
+    Unknown,
 }
 
 /// Console output of an instance.
@@ -147,10 +161,14 @@ delegate! {
             -> UpdateSecurityGroupRuleDescriptionsIngressResult;
     }
     snapshots {
+        copy_snapshot(CopySnapshotRequest) -> CopySnapshotResult;
         create_snapshot(CreateSnapshotRequest) -> Snapshot;
         create_snapshots(CreateSnapshotsRequest) -> CreateSnapshotsResult;
         delete_snapshot(DeleteSnapshotRequest) -> ();
+        describe_snapshot_attribute(DescribeSnapshotAttributeRequest) -> DescribeSnapshotAttributeResult;
         describe_snapshots(DescribeSnapshotsRequest) -> DescribeSnapshotsResult;
+        modify_snapshot_attribute(ModifySnapshotAttributeRequest) -> ();
+        reset_snapshot_attribute(ResetSnapshotAttributeRequest) -> ();
     }
     subnets {
         describe_subnets(DescribeSubnetsRequest) -> DescribeSubnetsResult;
@@ -164,8 +182,14 @@ delegate! {
         attach_volume(AttachVolumeRequest) -> VolumeAttachment;
         create_volume(CreateVolumeRequest) -> Volume;
         delete_volume(DeleteVolumeRequest) -> ();
+        describe_volume_attribute(DescribeVolumeAttributeRequest) -> DescribeVolumeAttributeResult;
+        describe_volume_status(DescribeVolumeStatusRequest) -> DescribeVolumeStatusResult;
         describe_volumes(DescribeVolumesRequest) -> DescribeVolumesResult;
+        describe_volumes_modifications(DescribeVolumesModificationsRequest) -> DescribeVolumesModificationsResult;
         detach_volume(DetachVolumeRequest) -> VolumeAttachment;
+        enable_volume_io(EnableVolumeIORequest) -> ();
+        modify_volume(ModifyVolumeRequest) -> ModifyVolumeResult;
+        modify_volume_attribute(ModifyVolumeAttributeRequest) -> ();
     }
     vpcs {
         describe_vpc_attribute(DescribeVpcAttributeRequest) -> DescribeVpcAttributeResult;

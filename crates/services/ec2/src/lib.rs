@@ -38,5 +38,5 @@ pub mod volumes;
 pub mod vpcs;
 pub mod zones;
 
-pub use handlers::{Config, ConsoleOutput, Handlers, Host};
+pub use handlers::{Config, ConsoleOutput, DiskCheck, Handlers, Host};
 pub use scope::Scope;

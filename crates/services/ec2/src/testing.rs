@@ -8,7 +8,7 @@ use haar_store::{Store, Tx};
 
 use crate::error::Result;
 use crate::model::Filter;
-use crate::{Config, ConsoleOutput, Handlers, Host, Scope, defaults, ids};
+use crate::{Config, ConsoleOutput, DiskCheck, Handlers, Host, Scope, defaults, ids};
 
 /// Where the tests act.
 pub const SCOPE: Scope<'static> = Scope { account: "123456789012", region: "eu-central-1" };
@@ -35,6 +35,10 @@ pub async fn handlers() -> Handlers {
     impl Host for NoHost {
         fn console_output(&self, _: &str) -> Option<ConsoleOutput> {
             None
+        }
+
+        fn check_disk(&self, _: &str) -> DiskCheck {
+            DiskCheck::Unknown
         }
     }
 

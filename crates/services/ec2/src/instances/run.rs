@@ -273,6 +273,9 @@ fn create_volume(
             attach_time: ctx.now,
             delete_on_termination: volume.delete_on_termination,
         }],
+        modification: None,
+        auto_enable_io: false,
+        enable_io: false,
         tags: plan.volume_tags.clone(),
     });
     BlockDevice {

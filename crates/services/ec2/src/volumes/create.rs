@@ -46,6 +46,9 @@ pub async fn create_volume(
                 state: VolumeState::Creating,
                 error: None,
                 attachments: Vec::new(),
+                modification: None,
+                auto_enable_io: false,
+                enable_io: false,
                 tags: tags.clone(),
             };
             let id = volume.id.clone();
@@ -62,7 +65,7 @@ fn size(ctx: &Context, tx: &mut Tx, input: &model::CreateVolumeRequest) -> Resul
     let least = match input.snapshot_id.as_deref() {
         None => None,
         Some(id) => {
-            let snapshot = snapshots::by_id(ctx, tx, id)?;
+            let snapshot = snapshots::restorable(tx, &ctx.account, &ctx.region, id)?;
             if snapshot.state != SnapshotState::Completed {
                 let message = format!("Snapshot '{id}' is not in the 'completed' state.");
                 return Err(Error::new("IncorrectState", message));

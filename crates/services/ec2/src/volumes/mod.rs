@@ -2,6 +2,8 @@
 
 mod attach;
 mod create;
+mod modify;
+mod status;
 
 use haar_api::{Context, Error};
 use haar_core::FilterTable;
@@ -10,6 +12,10 @@ use haar_store::Tx;
 
 pub use attach::{attach_volume, detach_volume};
 pub use create::{create_volume, delete_volume};
+pub use modify::{describe_volumes_modifications, modify_volume};
+pub use status::{
+    describe_volume_attribute, describe_volume_status, enable_volume_io, modify_volume_attribute,
+};
 
 use crate::describe::{Kind, Request};
 use crate::error::{Result, combination};

@@ -1,10 +1,16 @@
 //! Snapshots of EBS volumes.
 
+mod copy;
+mod sharing;
+
 use haar_api::{Context, Error};
 use haar_core::FilterTable;
 use haar_records::Tags;
 use haar_records::ec2::{EbsSnapshot, SnapshotState, Volume, VolumeState};
-use haar_store::Tx;
+use haar_store::{Entry, Resource, Snapshot as Records, Tx};
+
+pub use copy::copy_snapshot;
+pub use sharing::{describe_snapshot_attribute, modify_snapshot_attribute, reset_snapshot_attribute};
 
 use crate::describe::{Kind, Request};
 use crate::error::{Result, combination, invalid_value, missing, shorten};
@@ -40,6 +46,29 @@ pub(crate) fn by_id(ctx: &Context, tx: &mut Tx, id: &str) -> Result<EbsSnapshot>
     ids::SNAPSHOT.check(id)?;
     let found = tx.get::<EbsSnapshot>(&ctx.account, &ctx.region, id).filter(|found| !found.deleted);
     Ok(EbsSnapshot::clone(&*found.ok_or_else(|| ids::SNAPSHOT.missing(id))?))
+}
+
+/// The snapshot with this id that an account may make volumes from: one of its own, or one that is shared with it.
+pub(crate) fn restorable(tx: &mut Tx, account: &str, region: &str, id: &str) -> Result<Entry<EbsSnapshot>> {
+    ids::SNAPSHOT.check(id)?;
+    let shared = || shared_with(tx.snapshot(), account, region).find(|found| found.id == id);
+    let owner = match tx.snapshot().get::<EbsSnapshot>(account, region, id) {
+        Some(own) => Some(own.account.clone()),
+        None => shared().map(|found| found.account.clone()),
+    };
+    let found = owner.and_then(|owner| tx.get::<EbsSnapshot>(&owner, region, id));
+    Ok(found.filter(|found| !found.deleted).ok_or_else(|| ids::SNAPSHOT.missing(id))?)
+}
+
+/// The snapshots of other accounts in a region from which an account may make volumes.
+fn shared_with<'a>(
+    records: &'a Records,
+    account: &'a str,
+    region: &'a str,
+) -> impl Iterator<Item = &'a Entry<EbsSnapshot>> {
+    records.list_all::<EbsSnapshot>().filter(move |found| {
+        found.account != account && found.region == region && found.is_restorable_by(account)
+    })
 }
 
 /// `CreateSnapshot`.
@@ -141,6 +170,9 @@ fn of_volume(ctx: &Context, volume: &Volume, description: &str, tags: Tags) -> R
         description: description.to_owned(),
         set: Vec::new(),
         deleted: false,
+        copy_of: None,
+        public: false,
+        shared_with: Default::default(),
         tags,
     })
 }
@@ -159,9 +191,7 @@ pub async fn delete_snapshot(
     .await
 }
 
-/// `DescribeSnapshots`.
-///
-/// There are no public snapshots here and none that are shared: a caller sees its own.
+/// `DescribeSnapshots`: the caller's own, and those that it may make volumes from.
 pub async fn describe_snapshots(
     handlers: &Handlers,
     ctx: &Context,
@@ -173,30 +203,78 @@ pub async fn describe_snapshots(
     for user in input.owner_ids.iter().chain(&input.restorable_by_user_ids) {
         check_user(user)?;
     }
-    let named = |users: &[String], also: &str| {
-        users.is_empty() || users.iter().any(|user| *user == ctx.account || user == "self" || user == also)
+    let records = handlers.store.snapshot();
+    let candidates = if input.snapshot_ids.is_empty() {
+        listed(ctx, &records, &input)
+    } else {
+        named(ctx, &records, &input.snapshot_ids)?
     };
-    // Nothing of Amazon's is here, and nothing that everyone may restore.
-    let mine = named(&input.owner_ids, "self") && named(&input.restorable_by_user_ids, "self");
-    let snapshot = handlers.store.snapshot();
     let request = Request {
         ids: &input.snapshot_ids,
         filters: &input.filters,
         max_results: input.max_results,
         next_token: input.next_token.as_deref(),
     };
+    let wanted = |found: &EbsSnapshot| !found.deleted && is_asked_for(ctx, &input, found);
     let (found, next_token) =
-        SNAPSHOTS.page_where(handlers, ctx, &snapshot, &request, &(), |found| mine && !found.deleted)?;
-    // One that is being removed is as good as gone.
-    if let Some(gone) = input.snapshot_ids.iter().find(|id| mine && found.iter().all(|f| f.id != **id))
-        && input.filters.is_empty()
-    {
-        return Err(ids::SNAPSHOT.missing(gone).into());
-    }
+        SNAPSHOTS.page_among(handlers, ctx, &records, &request, &(), candidates, wanted)?;
     Ok(model::DescribeSnapshotsResult {
         snapshots: found.iter().map(|found| to_api(found)).collect(),
         next_token,
     })
+}
+
+/// The snapshots among which those are that a request without ids lists, sorted by id; none if an index or the list of the
+/// caller's own gives them.
+fn listed(
+    ctx: &Context,
+    records: &Records,
+    input: &model::DescribeSnapshotsRequest,
+) -> Option<Vec<Entry<EbsSnapshot>>> {
+    let own = |user: &String| *user == ctx.account || user == "self";
+    if !input.owner_ids.is_empty() && input.owner_ids.iter().all(own) {
+        return None;
+    }
+    let mut shared: Vec<_> = shared_with(records, &ctx.account, &ctx.region).cloned().collect();
+    if shared.is_empty() {
+        return None;
+    }
+    shared.extend(records.list::<EbsSnapshot>(&ctx.account, &ctx.region).cloned());
+    shared.sort_unstable_by(|a, b| a.id().cmp(b.id()));
+    Some(shared)
+}
+
+/// The snapshots with these ids.
+fn named(ctx: &Context, records: &Records, named: &[String]) -> Result<Option<Vec<Entry<EbsSnapshot>>>> {
+    let mut ids: Vec<&str> = named.iter().map(String::as_str).collect();
+    for id in &ids {
+        ids::SNAPSHOT.check(id)?;
+    }
+    ids.sort_unstable();
+    ids.dedup();
+    let (mut found, mut missing) = (Vec::new(), Vec::new());
+    for id in ids {
+        let own = records.get::<EbsSnapshot>(&ctx.account, &ctx.region, id);
+        let shared = || shared_with(records, &ctx.account, &ctx.region).find(|found| found.id == id).cloned();
+        // One that is being removed is as good as gone.
+        match own.or_else(shared).filter(|found| !found.deleted) {
+            Some(record) => found.push(record),
+            None => missing.push(id),
+        }
+    }
+    if missing.is_empty() { Ok(Some(found)) } else { Err(ids::SNAPSHOT.missing_all(&missing).into()) }
+}
+
+/// Whether owner and restorability are as the request says. Nothing of Amazon's is here.
+fn is_asked_for(ctx: &Context, input: &model::DescribeSnapshotsRequest, found: &EbsSnapshot) -> bool {
+    let is_owner = |user: &String| *user == found.account || (user == "self" && found.account == ctx.account);
+    let may_restore = |user: &String| match user.as_str() {
+        "self" => found.is_restorable_by(&ctx.account),
+        "all" => found.public,
+        user => found.is_restorable_by(user),
+    };
+    (input.owner_ids.is_empty() || input.owner_ids.iter().any(is_owner))
+        && (input.restorable_by_user_ids.is_empty() || input.restorable_by_user_ids.iter().any(may_restore))
 }
 
 /// An account, `self`, `amazon`, `aws-marketplace` or `all`.

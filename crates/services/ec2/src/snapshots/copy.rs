@@ -1,0 +1,101 @@
+//! `CopySnapshot`.
+
+use haar_api::{Context, Error};
+use haar_records::ec2::{EbsSnapshot, REGIONS, SnapshotSource, SnapshotState};
+use haar_store::{Entry, Tx};
+
+use super::{check_description, restorable};
+use crate::error::{Result, invalid_parameter, shorten, unsupported};
+use crate::handlers::Handlers;
+use crate::{ids, model, tags};
+
+/// The volume that a copied snapshot is said to be of: none.
+const NO_VOLUME: &str = "vol-ffffffff";
+
+/// `CopySnapshot`: within a region, or from another one of this installation.
+pub async fn copy_snapshot(
+    handlers: &Handlers,
+    ctx: &Context,
+    input: model::CopySnapshotRequest,
+) -> Result<model::CopySnapshotResult> {
+    let description = check_description(input.description)?;
+    let tags = tags::of_new_one(&input.tag_specifications, "snapshot")?;
+    let (region, id) = (input.source_region.as_str(), input.source_snapshot_id.as_str());
+    if !REGIONS.iter().any(|known| known.name == region) {
+        return Err(invalid_parameter(region, "sourceRegion", "There is no such region."));
+    }
+    if let Some(destination) = input.destination_region.as_deref().filter(|name| *name != ctx.region) {
+        return Err(invalid_parameter(
+            destination,
+            "destinationRegion",
+            "It must be the region to which the request is sent.",
+        ));
+    }
+    if let Some(url) = &input.presigned_url {
+        check_presigned(url, region, id)?;
+    }
+    if input.encrypted == Some(true) || input.kms_key_id.is_some() {
+        return Err(unsupported("The parameter Encrypted is not supported."));
+    }
+    ids::SNAPSHOT.check(id)?;
+    haar_core::transact(&handlers.store, ctx, |tx| {
+        let source = source(ctx, tx, region, id)?;
+        let copy = EbsSnapshot {
+            account: ctx.account.clone(),
+            region: ctx.region.clone(),
+            id: ids::SNAPSHOT.generate(),
+            volume_id: NO_VOLUME.to_owned(),
+            volume_size_gib: source.volume_size_gib,
+            state: SnapshotState::Pending,
+            state_message: None,
+            start_time: ctx.now,
+            completion_time: None,
+            description: description.clone(),
+            set: Vec::new(),
+            deleted: false,
+            copy_of: Some(SnapshotSource {
+                account: source.account.clone(),
+                region: source.region.clone(),
+                id: source.id.clone(),
+            }),
+            public: false,
+            shared_with: Default::default(),
+            tags: tags.clone(),
+        };
+        let answer =
+            model::CopySnapshotResult { snapshot_id: Some(copy.id.clone()), tags: tags::to_api(&copy.tags) };
+        tx.put(copy);
+        Ok(answer)
+    })
+    .await
+}
+
+/// The snapshot that is to be copied, which the caller may make volumes from.
+fn source(ctx: &Context, tx: &mut Tx, region: &str, id: &str) -> Result<Entry<EbsSnapshot>> {
+    let source = restorable(tx, &ctx.account, region, id)?;
+    if source.state != SnapshotState::Completed {
+        let message = format!("Snapshot '{id}' is not in the 'completed' state.");
+        return Err(Error::new("IncorrectState", message));
+    }
+    Ok(source)
+}
+
+/// Checks that a presigned URL is for this copy. It adds nothing to what the signature of the request proves: source and
+/// destination are the same installation, which the caller has signed for.
+fn check_presigned(url: &str, region: &str, id: &str) -> Result<()> {
+    let refused = |why: &str| {
+        Err(invalid_parameter(shorten(url.split('?').next().unwrap_or_default()), "presignedUrl", why))
+    };
+    let Some((_, query)) = url.split_once('?').filter(|(base, _)| base.starts_with("http")) else {
+        return refused("It is not a presigned URL.");
+    };
+    let wanted = [("Action", "CopySnapshot"), ("SourceRegion", region), ("SourceSnapshotId", id)];
+    for (name, value) in wanted {
+        let said = query.split('&').filter_map(|pair| pair.split_once('='));
+        let mut said = said.filter(|(key, _)| *key == name);
+        if said.next().is_none_or(|(_, said)| said != value) {
+            return refused(&format!("It is not for this copy: {name} differs."));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,241 @@
+//! `ModifyVolume` and what has become of it.
+
+use haar_api::{Context, Error};
+use haar_core::FilterTable;
+use haar_records::ec2::{
+    Instance, ModificationState, Volume, VolumeModification, VolumeShape, VolumeState, VolumeType,
+};
+use haar_store::Tx;
+
+use super::{TIME, by_id};
+use crate::block_devices::{check_volume, record_type};
+use crate::describe::{Kind, Request};
+use crate::error::{Result, combination, invalid_parameter, invalid_value, missing, unsupported};
+use crate::handlers::Handlers;
+use crate::{ids, model};
+
+/// The IOPS of a volume that becomes io1, io2 or gp3 when the request says none.
+const DEFAULT_IOPS: i32 = 3_000;
+
+/// `ModifyVolume`.
+pub async fn modify_volume(
+    handlers: &Handlers,
+    ctx: &Context,
+    input: model::ModifyVolumeRequest,
+) -> Result<model::ModifyVolumeResult> {
+    if input.multi_attach_enabled == Some(true) {
+        return Err(unsupported("The parameter MultiAttachEnabled is not supported."));
+    }
+    let model::ModifyVolumeRequest { size, volume_type, iops, throughput, multi_attach_enabled, .. } = &input;
+    if size.is_none()
+        && volume_type.is_none()
+        && iops.is_none()
+        && throughput.is_none()
+        && multi_attach_enabled.is_none()
+    {
+        return Err(missing("size, volumeType, iops or throughput"));
+    }
+    haar_core::transact(&handlers.store, ctx, |tx| {
+        let volume = by_id(ctx, tx, &input.volume_id)?;
+        if !matches!(volume.state, VolumeState::Available | VolumeState::InUse) {
+            let message = format!("Volume '{}' is in the '{}' state.", volume.id, volume.state);
+            return Err(Error::new("IncorrectState", message));
+        }
+        if let Some(modification) = volume.modification.as_ref().filter(|m| m.state.is_under_way()) {
+            let state = modification.state.as_str().to_uppercase();
+            let message = format!("Volume {} cannot be modified in modification state {state}", volume.id);
+            return Err(Error::new("IncorrectModificationState", message));
+        }
+        let target = target(volume.shape(), &input)?;
+        check_root(tx, &volume, target.volume_type)?;
+        let modification = VolumeModification {
+            state: ModificationState::Modifying,
+            message: None,
+            original: volume.shape(),
+            target,
+            start_time: ctx.now,
+            end_time: None,
+        };
+        let answer = to_api(&volume.id, &modification);
+        tx.put(Volume { modification: Some(modification), ..volume });
+        Ok(model::ModifyVolumeResult { volume_modification: Some(answer) })
+    })
+    .await
+}
+
+/// What a volume becomes: what the request says, and else what it is, if that goes with its type ("ModifyVolume", EC2 API
+/// Reference; "Modify an Amazon EBS volume", EBS User Guide, for a gp2 volume that becomes gp3).
+fn target(is: VolumeShape, input: &model::ModifyVolumeRequest) -> Result<VolumeShape> {
+    let size_gib = match input.size {
+        None => is.size_gib,
+        Some(size) => u32::try_from(size)
+            .map_err(|_| invalid_parameter(&size.to_string(), "size", "It must be at least 1 GiB."))?,
+    };
+    if size_gib < is.size_gib {
+        return Err(invalid_value("New size cannot be smaller than existing size"));
+    }
+    let volume_type = input.volume_type.map_or(is.volume_type, record_type);
+    let kept = volume_type == is.volume_type;
+    let provisioned = matches!(volume_type, VolumeType::Gp3 | VolumeType::Io1 | VolumeType::Io2);
+    let was = |value: Option<u32>| value.and_then(|value| i32::try_from(value).ok());
+    let from_gp2 = is.volume_type == VolumeType::Gp2 && volume_type == VolumeType::Gp3;
+    let iops = match input.iops {
+        None if !provisioned => None,
+        None if kept => was(is.iops),
+        None if from_gp2 => was(is.iops).max(Some(DEFAULT_IOPS)),
+        None => Some(DEFAULT_IOPS),
+        asked => asked,
+    };
+    let throughput = match input.throughput {
+        None if kept => was(is.throughput),
+        // Above 170 GiB a gp2 volume reaches twice the throughput that a gp3 volume begins with.
+        None if from_gp2 && is.size_gib > 170 => Some(250),
+        asked => asked,
+    };
+    let (iops, throughput) = check_volume(volume_type, size_gib, iops, throughput)?;
+    Ok(VolumeShape { size_gib, volume_type, iops, throughput })
+}
+
+/// A root volume cannot become one that an instance cannot boot from.
+fn check_root(tx: &mut Tx, volume: &Volume, volume_type: VolumeType) -> Result<()> {
+    if !matches!(volume_type, VolumeType::St1 | VolumeType::Sc1) {
+        return Ok(());
+    }
+    for attachment in &volume.attachments {
+        let instance = tx.get::<Instance>(&volume.account, &volume.region, &attachment.instance_id);
+        if instance.is_some_and(|instance| instance.spec.root_device_name == attachment.device) {
+            let message = format!("The volume type {volume_type} is not supported for root volumes");
+            return Err(invalid_value(message));
+        }
+    }
+    Ok(())
+}
+
+const MODIFICATIONS: Kind<Volume, ()> = Kind {
+    id: ids::VOLUME,
+    filters: FilterTable::<Volume>::new(&[
+        ("modification-state", |volume, (), probe| {
+            probe.values(volume.modification.iter().map(|m| m.state.as_str()));
+        }),
+        ("original-iops", |volume, (), probe| {
+            let iops = volume.modification.iter().filter_map(|m| m.original.iops);
+            iops.for_each(|iops| probe.display(iops));
+        }),
+        ("original-size", |volume, (), probe| {
+            volume.modification.iter().for_each(|m| probe.display(m.original.size_gib));
+        }),
+        ("original-volume-type", |volume, (), probe| {
+            probe.values(volume.modification.iter().map(|m| m.original.volume_type.as_str()));
+        }),
+        ("originalMultiAttachEnabled", |_, (), probe| probe.value("false")),
+        ("start-time", |volume, (), probe| {
+            let times = volume.modification.iter().filter_map(|m| m.start_time.format(TIME).ok());
+            times.for_each(|time| probe.value(&time));
+        }),
+        ("target-iops", |volume, (), probe| {
+            let iops = volume.modification.iter().filter_map(|m| m.target.iops);
+            iops.for_each(|iops| probe.display(iops));
+        }),
+        ("target-size", |volume, (), probe| {
+            volume.modification.iter().for_each(|m| probe.display(m.target.size_gib));
+        }),
+        ("target-volume-type", |volume, (), probe| {
+            probe.values(volume.modification.iter().map(|m| m.target.volume_type.as_str()));
+        }),
+        ("targetMultiAttachEnabled", |_, (), probe| probe.value("false")),
+        ("volume-id", |volume, (), probe| probe.value(&volume.id)),
+    ]),
+    indexes: &[],
+};
+
+/// `DescribeVolumesModifications`: the latest modification of each volume.
+pub async fn describe_volumes_modifications(
+    handlers: &Handlers,
+    ctx: &Context,
+    input: model::DescribeVolumesModificationsRequest,
+) -> Result<model::DescribeVolumesModificationsResult> {
+    if input.max_results.is_some() && !input.volume_ids.is_empty() {
+        return Err(combination("The parameter volumeSet cannot be used with the parameter maxResults"));
+    }
+    let snapshot = handlers.store.snapshot();
+    let request = Request {
+        ids: &input.volume_ids,
+        filters: &input.filters,
+        max_results: input.max_results,
+        next_token: input.next_token.as_deref(),
+    };
+    let modified = |volume: &Volume| volume.modification.is_some();
+    let (volumes, next_token) =
+        MODIFICATIONS.page_where(handlers, ctx, &snapshot, &request, &(), modified)?;
+    let unmodified = |id: &&String| {
+        snapshot.get::<Volume>(&ctx.account, &ctx.region, id).is_some_and(|volume| !modified(&volume))
+    };
+    if let Some(id) = input.volume_ids.iter().find(unmodified) {
+        let message = format!("Modification for volume '{id}' does not exist.");
+        return Err(Error::new("InvalidVolumeModification.NotFound", message));
+    }
+    let modifications =
+        volumes.iter().filter_map(|volume| Some(to_api(&volume.id, volume.modification.as_ref()?))).collect();
+    Ok(model::DescribeVolumesModificationsResult { volumes_modifications: modifications, next_token })
+}
+
+fn to_api(volume_id: &str, modification: &VolumeModification) -> model::VolumeModification {
+    let VolumeModification { state, message, original, target, start_time, end_time } = modification;
+    let number = |value: Option<u32>| value.and_then(|value| i32::try_from(value).ok());
+    model::VolumeModification {
+        volume_id: Some(volume_id.to_owned()),
+        modification_state: state.as_str().parse().ok(),
+        status_message: message.clone(),
+        target_size: i32::try_from(target.size_gib).ok(),
+        target_iops: number(target.iops),
+        target_volume_type: target.volume_type.as_str().parse().ok(),
+        target_throughput: number(target.throughput),
+        target_multi_attach_enabled: Some(false),
+        original_size: i32::try_from(original.size_gib).ok(),
+        original_iops: number(original.iops),
+        original_volume_type: original.volume_type.as_str().parse().ok(),
+        original_throughput: number(original.throughput),
+        original_multi_attach_enabled: Some(false),
+        // The first of two steps changes the disk.
+        progress: Some(match state {
+            ModificationState::Modifying | ModificationState::Failed => 0,
+            ModificationState::Optimizing => 50,
+            ModificationState::Completed => 100,
+        }),
+        start_time: Some(*start_time),
+        end_time: *end_time,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(input: &model::ModifyVolumeRequest) -> Result<VolumeShape> {
+        let is =
+            VolumeShape { size_gib: 200, volume_type: VolumeType::Gp2, iops: Some(600), throughput: None };
+        target(is, input)
+    }
+
+    #[test]
+    fn what_is_not_said_stays_or_is_the_type_s_default() {
+        let grown = asked(&model::ModifyVolumeRequest { size: Some(2_000), ..Default::default() }).unwrap();
+        assert_eq!((grown.volume_type, grown.iops), (VolumeType::Gp2, Some(6_000)));
+        let to =
+            |volume_type| model::ModifyVolumeRequest { volume_type: Some(volume_type), ..Default::default() };
+        let gp3 = asked(&to(model::VolumeType::Gp3)).unwrap();
+        assert_eq!((gp3.size_gib, gp3.iops, gp3.throughput), (200, Some(3_000), Some(250)));
+        assert_eq!(asked(&to(model::VolumeType::Io2)).unwrap().iops, Some(3_000));
+        assert_eq!(asked(&to(model::VolumeType::St1)).unwrap().iops, None);
+        let kept =
+            target(gp3, &model::ModifyVolumeRequest { size: Some(300), ..Default::default() }).unwrap();
+        assert_eq!((kept.iops, kept.throughput), (Some(3_000), Some(250)));
+    }
+
+    #[test]
+    fn a_volume_never_shrinks() {
+        let refused =
+            asked(&model::ModifyVolumeRequest { size: Some(199), ..Default::default() }).unwrap_err();
+        assert_eq!(refused.code, "InvalidParameterValue");
+    }
+}
