@@ -1,8 +1,11 @@
 """What an account begins with: regions, zones, types, the default network."""
 
 import ipaddress
+import re
 
+import botocore.loaders
 import pytest
+from botocore import xform_name
 from botocore.exceptions import ClientError
 
 
@@ -112,3 +115,63 @@ def test_images_filter_by_owner(sim, simulated):
     assert sim.describe_images(Owners=["123123123123"])["Images"] == []
     by_architecture = sim.describe_images(Filters=[{"Name": "architecture", "Values": ["x86_64"]}, {"Name": "name", "Values": ["ti*"]}])
     assert [image["Name"] for image in by_architecture["Images"]] == ["tiny"]
+
+
+def documented_filters(operation: str) -> set[str]:
+    """What the API reference lists, as the documentation in botocore's model of the service has it."""
+    model = botocore.loaders.Loader().load_service_model("ec2", "service-2")
+    shape = model["shapes"][model["operations"][operation]["input"]["shape"]]
+    listed = re.findall(r"<li>\s*<p>\s*<code>([^<]+)</code>(\s*-|:)", shape["members"]["Filters"]["documentation"])
+    # As `tag:<key>`, which has a meaning for every key.
+    return {"tag:Name" if name == "tag" else name for name, _ in listed}
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        *("DescribeAvailabilityZones", "DescribeDhcpOptions", "DescribeInstanceStatus", "DescribeInstanceTypes", "DescribeInstances"),
+        *("DescribeInternetGateways", "DescribeKeyPairs", "DescribeNetworkInterfaces", "DescribeRegions", "DescribeRouteTables"),
+        *("DescribeSecurityGroupRules", "DescribeSecurityGroups", "DescribeSubnets", "DescribeTags", "DescribeVolumes", "DescribeVpcs"),
+    ],
+)
+def test_every_documented_filter_is_known(sim, operation):
+    names = documented_filters(operation)
+    assert names
+    for name in sorted(names):
+        getattr(sim, xform_name(operation))(Filters=[{"Name": name, "Values": ["nothing has this"]}])
+
+
+def test_filters_of_instances_look_at_their_interfaces(sim, sim_image):
+    launched = sim.run_instances(ImageId=sim_image, InstanceType="t3.nano", MinCount=1, MaxCount=1)["Instances"][0]
+    sim.get_waiter("instance_running").wait(InstanceIds=[launched["InstanceId"]], WaiterConfig={"Delay": 1})
+    instance = sim.describe_instances(InstanceIds=[launched["InstanceId"]])["Reservations"][0]["Instances"][0]
+    interface = instance["NetworkInterfaces"][0]
+    attachment, association = interface["Attachment"], interface["Association"]
+    device = instance["BlockDeviceMappings"][0]["Ebs"]
+    by_name = {
+        "block-device-mapping.attach-time": f"{device['AttachTime']:%Y-%m-%dT%H:%M}*",
+        "metadata-options.state": "applied",
+        "network-interface.addresses.primary": "true",
+        "network-interface.association.ip-owner-id": association["IpOwnerId"],
+        "network-interface.association.public-dns-name": association["PublicDnsName"],
+        "network-interface.attachment.attachment-id": attachment["AttachmentId"],
+        "network-interface.attachment.delete-on-termination": "true",
+        "network-interface.attachment.device-index": "0",
+        "network-interface.attachment.instance-id": instance["InstanceId"],
+        "network-interface.attachment.status": "attached",
+        "network-interface.group-name": "default",
+        "network-interface.private-dns-name": interface["PrivateDnsName"],
+        "network-interface.private-ip-address": interface["PrivateIpAddress"],
+        "network-interface.requester-managed": "false",
+        "network-interface.status": "in-use",
+    }
+    mine = {"Name": "instance-id", "Values": [instance["InstanceId"]]}
+    for name, value in by_name.items():
+        found = sim.describe_instances(Filters=[mine, {"Name": name, "Values": [value]}])["Reservations"]
+        assert len(found) == 1, name
+        others = sim.describe_instances(Filters=[mine, {"Name": name, "Values": [f"not {value}"]}])["Reservations"]
+        assert others == [], name
+    sim.terminate_instances(InstanceIds=[instance["InstanceId"]])
+    sim.get_waiter("instance_terminated").wait(InstanceIds=[instance["InstanceId"]], WaiterConfig={"Delay": 1})
+    gone = sim.describe_instances(Filters=[mine, {"Name": "network-interface.status", "Values": ["*"]}])["Reservations"]
+    assert gone == []

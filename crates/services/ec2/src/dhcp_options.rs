@@ -2,6 +2,7 @@
 
 use haar_api::{Context, Error};
 use haar_core::{FilterTable, Fingerprint, PageRequest};
+use haar_records::Tags;
 use haar_records::ec2::Vpc;
 
 use crate::error::Result;
@@ -16,6 +17,8 @@ struct OptionSet {
     id: String,
     account: String,
     options: [(&'static str, String); 2],
+    /// None: a set has no record that could be tagged.
+    tags: Tags,
 }
 
 impl OptionSet {
@@ -25,7 +28,7 @@ impl OptionSet {
             // The VPC's own resolver.
             ("domain-name-servers", "AmazonProvidedDNS".to_owned()),
         ];
-        Self { id: vpc.dhcp_options_id.clone(), account: vpc.account.clone(), options }
+        Self { id: vpc.dhcp_options_id.clone(), account: vpc.account.clone(), options, tags: Tags::new() }
     }
 }
 
@@ -34,7 +37,8 @@ const FILTERS: FilterTable<OptionSet> = FilterTable::<OptionSet>::new(&[
     ("key", |set, (), probe| probe.values(set.options.iter().map(|(key, _)| *key))),
     ("owner-id", |set, (), probe| probe.value(&set.account)),
     ("value", |set, (), probe| probe.values(set.options.iter().map(|(_, value)| value.as_str()))),
-]);
+])
+.with_tags(|set| &set.tags);
 
 /// `DescribeDhcpOptions`.
 pub async fn describe_dhcp_options(

@@ -43,6 +43,9 @@ const FILTERS: FilterTable<Image> = FilterTable::<Image>::new(&[
     ("block-device-mapping.snapshot-id", |_, (), _| ()),
     ("block-device-mapping.volume-size", |image, (), probe| probe.display(image.root_size_gib)),
     ("block-device-mapping.volume-type", |_, (), probe| probe.value("gp2")),
+    ("boot-mode", |image, (), probe| {
+        probe.values(boot_mode(&image.boot).as_ref().map(|mode| mode.as_str()));
+    }),
     ("creation-date", |image, (), probe| probe.values(creation_date(image).as_deref())),
     ("description", |image, (), probe| probe.values(image.description.as_deref())),
     ("ena-support", |_, (), probe| probe.value("false")),

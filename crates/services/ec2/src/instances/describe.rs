@@ -3,8 +3,8 @@
 use haar_api::Context;
 use haar_core::FilterTable;
 use haar_records::ec2::{
-    Image, Instance, InstanceState, NetworkInterface, SecurityGroup, ShutdownBehavior, StatusCheck, Volume,
-    instance_type,
+    Attachment, Image, Instance, InstanceState, NetworkInterface, SecurityGroup, ShutdownBehavior,
+    StatusCheck, Volume, instance_type,
 };
 use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION};
 use haar_store::{Entry, Snapshot};
@@ -13,7 +13,7 @@ use super::metadata_options;
 use crate::describe::{Kind, Request};
 use crate::error::{Result, combination};
 use crate::handlers::Handlers;
-use crate::{dns, ids, images, model, network_interfaces, tags, zones};
+use crate::{dns, ids, images, model, network_interfaces, tags, volumes, zones};
 
 /// `InstanceState`.
 pub(super) fn state(state: InstanceState) -> model::InstanceState {
@@ -254,10 +254,16 @@ fn group_name(instance: &Instance, snapshot: &Snapshot, id: &str) -> Option<Stri
 const INSTANCES: Kind<Instance, Snapshot> = Kind {
     id: ids::INSTANCE,
     filters: FilterTable::<Instance, Snapshot>::new(&[
+        ("affinity", |_, _, _| ()),
         ("architecture", |_, _, probe| probe.value("x86_64")),
         ("availability-zone", |i, _, probe| probe.value(&i.spec.availability_zone)),
         ("availability-zone-id", |i, _, probe| {
             probe.values(zones::zone_id(&i.region, &i.spec.availability_zone).as_deref());
+        }),
+        ("block-device-mapping.attach-time", |i, snapshot, probe| {
+            let volumes = snapshot.by_index::<Volume>(&i.account, &i.region, "instance", &i.id);
+            let attachments = volumes.filter_map(|volume| volume.attachments.first().cloned());
+            attachments.for_each(|a| probe.values(a.attach_time.format(volumes::TIME).ok().as_deref()));
         }),
         ("block-device-mapping.delete-on-termination", |i, _, probe| {
             i.spec.block_devices.iter().for_each(|device| probe.display(device.delete_on_termination));
@@ -272,7 +278,16 @@ const INSTANCES: Kind<Instance, Snapshot> = Kind {
         ("block-device-mapping.volume-id", |i, _, probe| {
             probe.values(i.spec.block_devices.iter().map(|device| device.volume_id.as_str()));
         }),
+        ("boot-mode", |i, snapshot, probe| {
+            let image = snapshot.get::<Image>(GLOBAL_ACCOUNT, GLOBAL_REGION, &i.spec.image_id);
+            probe.values(image.and_then(|image| images::boot_mode(&image.boot)).map(|mode| mode.to_string()).as_deref());
+        }),
+        ("capacity-reservation-id", |_, _, _| ()),
+        ("capacity-reservation-specification.capacity-reservation-preference", |_, _, _| ()),
+        ("capacity-reservation-specification.capacity-reservation-target.capacity-reservation-id", |_, _, _| ()),
+        ("capacity-reservation-specification.capacity-reservation-target.capacity-reservation-resource-group-arn", |_, _, _| ()),
         ("client-token", |i, _, probe| probe.values(i.client_token.as_deref())),
+        ("current-instance-boot-mode", |_, _, _| ()),
         ("dns-name", |i, snapshot, probe| {
             let address =
                 primary(i, snapshot).and_then(|eni| eni.public_address.as_ref().map(|address| address.ip));
@@ -280,6 +295,7 @@ const INSTANCES: Kind<Instance, Snapshot> = Kind {
         }),
         ("ebs-optimized", |i, _, probe| probe.display(i.spec.ebs_optimized)),
         ("ena-support", |_, _, probe| probe.value("false")),
+        ("enclave-options.enabled", |_, _, probe| probe.value("false")),
         ("hibernation-options.configured", |_, _, probe| probe.value("false")),
         ("host-id", |_, _, _| ()),
         ("hypervisor", |_, _, probe| probe.value("xen")),
@@ -303,13 +319,17 @@ const INSTANCES: Kind<Instance, Snapshot> = Kind {
                 primary(i, snapshot).and_then(|eni| eni.public_address.as_ref().map(|address| address.ip));
             address.iter().for_each(|ip| probe.display(ip));
         }),
+        ("ipv6-address", |_, _, _| ()),
         ("kernel-id", |_, _, _| ()),
         ("key-name", |i, _, probe| probe.values(i.spec.key_name.as_deref())),
         ("launch-index", |i, _, probe| probe.display(i.ami_launch_index)),
-        ("launch-time", |i, _, probe| probe.values(launch_time(i).as_deref())),
+        ("launch-time", |i, _, probe| probe.values(i.launch_time.format(volumes::TIME).ok().as_deref())),
+        ("maintenance-options.auto-recovery", |_, _, _| ()),
         ("metadata-options.http-endpoint", |i, _, probe| {
             probe.value(if i.spec.metadata_options.http_endpoint { "enabled" } else { "disabled" });
         }),
+        ("metadata-options.http-protocol-ipv4", |_, _, probe| probe.value("enabled")),
+        ("metadata-options.http-protocol-ipv6", |_, _, probe| probe.value("disabled")),
         ("metadata-options.http-put-response-hop-limit", |i, _, probe| {
             probe.display(i.spec.metadata_options.hop_limit);
         }),
@@ -319,55 +339,154 @@ const INSTANCES: Kind<Instance, Snapshot> = Kind {
         ("metadata-options.instance-metadata-tags", |i, _, probe| {
             probe.value(if i.spec.metadata_options.instance_tags { "enabled" } else { "disabled" });
         }),
+        ("metadata-options.state", |_, _, probe| probe.value("applied")),
         ("monitoring-state", |i, _, probe| {
             probe.value(if i.spec.monitoring { "enabled" } else { "disabled" });
+        }),
+        ("network-interface.addresses.association.allocation-id", |_, _, _| ()),
+        ("network-interface.addresses.association.association-id", |_, _, _| ()),
+        ("network-interface.addresses.association.carrier-ip", |_, _, _| ()),
+        ("network-interface.addresses.association.customer-owned-ip", |_, _, _| ()),
+        ("network-interface.addresses.association.ip-owner-id", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|eni| probe.values(eni.public_address.as_ref().map(|a| a.owner.as_str())));
+        }),
+        ("network-interface.addresses.association.public-dns-name", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|eni| probe.values(public_dns_name(&eni).as_deref()));
         }),
         ("network-interface.addresses.association.public-ip", |i, snapshot, probe| {
             let found = interfaces(i, snapshot);
             found.for_each(|eni| eni.public_address.iter().for_each(|address| probe.display(address.ip)));
         }),
+        ("network-interface.addresses.primary", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|_| probe.value("true"));
+        }),
+        ("network-interface.addresses.private-dns-name", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|eni| probe.value(&dns::private_dns_name(&i.region, eni.private_ip)));
+        }),
         ("network-interface.addresses.private-ip-address", |i, snapshot, probe| {
             interfaces(i, snapshot).for_each(|eni| probe.display(eni.private_ip));
+        }),
+        ("network-interface.association.allocation-id", |_, _, _| ()),
+        ("network-interface.association.association-id", |_, _, _| ()),
+        ("network-interface.association.carrier-ip", |_, _, _| ()),
+        ("network-interface.association.customer-owned-ip", |_, _, _| ()),
+        ("network-interface.association.ip-owner-id", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|eni| probe.values(eni.public_address.as_ref().map(|a| a.owner.as_str())));
+        }),
+        ("network-interface.association.public-dns-name", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|eni| probe.values(public_dns_name(&eni).as_deref()));
         }),
         ("network-interface.association.public-ip", |i, snapshot, probe| {
             let found = interfaces(i, snapshot);
             found.for_each(|eni| eni.public_address.iter().for_each(|address| probe.display(address.ip)));
         }),
+        ("network-interface.attachment.attach-time", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|eni| attachment(&eni, |a| probe.values(a.attach_time.format(volumes::TIME).ok().as_deref())));
+        }),
+        ("network-interface.attachment.attachment-id", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|eni| attachment(&eni, |a| probe.value(&a.id)));
+        }),
+        ("network-interface.attachment.delete-on-termination", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|eni| attachment(&eni, |a| probe.display(a.delete_on_termination)));
+        }),
+        ("network-interface.attachment.device-index", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|eni| attachment(&eni, |a| probe.display(a.device_index)));
+        }),
+        ("network-interface.attachment.instance-id", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|eni| attachment(&eni, |a| probe.value(&a.instance_id)));
+        }),
+        ("network-interface.attachment.instance-owner-id", |i, _, probe| probe.value(&i.account)),
+        ("network-interface.attachment.network-card-index", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|_| probe.value("0"));
+        }),
+        ("network-interface.attachment.status", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|eni| attachment(&eni, |a| probe.value(a.status.as_str())));
+        }),
         ("network-interface.availability-zone", |i, _, probe| probe.value(&i.spec.availability_zone)),
+        ("network-interface.deny-all-igw-traffic", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|_| probe.value("false"));
+        }),
         ("network-interface.description", |i, snapshot, probe| {
             interfaces(i, snapshot).for_each(|eni| probe.value(&eni.description));
         }),
         ("network-interface.group-id", |i, snapshot, probe| {
             interfaces(i, snapshot).for_each(|eni| probe.values(eni.groups.iter().map(String::as_str)));
         }),
+        ("network-interface.group-name", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|eni| eni.groups.iter().for_each(|id| probe.values(group_name(i, snapshot, id).as_deref())));
+        }),
+        ("network-interface.ipv4-prefixes.ipv4-prefix", |_, _, _| ()),
+        ("network-interface.ipv6-address", |_, _, _| ()),
+        ("network-interface.ipv6-addresses.ipv6-address", |_, _, _| ()),
+        ("network-interface.ipv6-addresses.is-primary-ipv6", |_, _, _| ()),
+        ("network-interface.ipv6-native", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|_| probe.value("false"));
+        }),
+        ("network-interface.ipv6-prefixes.ipv6-prefix", |_, _, _| ()),
         ("network-interface.mac-address", |i, snapshot, probe| {
             interfaces(i, snapshot).for_each(|eni| probe.value(&eni.mac_address));
         }),
         ("network-interface.network-interface-id", |i, snapshot, probe| {
             interfaces(i, snapshot).for_each(|eni| probe.value(&eni.id));
         }),
+        ("network-interface.operator.managed", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|_| probe.value("false"));
+        }),
+        ("network-interface.operator.principal", |_, _, _| ()),
+        ("network-interface.outpost-arn", |_, _, _| ()),
         ("network-interface.owner-id", |i, _, probe| probe.value(&i.account)),
+        ("network-interface.private-dns-name", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|eni| probe.value(&dns::private_dns_name(&i.region, eni.private_ip)));
+        }),
+        ("network-interface.private-ip-address", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|eni| probe.display(eni.private_ip));
+        }),
+        ("network-interface.public-dns-name", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|eni| probe.values(public_dns_name(&eni).as_deref()));
+        }),
+        ("network-interface.requester-id", |_, _, _| ()),
+        ("network-interface.requester-managed", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|eni| probe.display(eni.requester_managed));
+        }),
         ("network-interface.source-dest-check", |i, snapshot, probe| {
             interfaces(i, snapshot).for_each(|eni| probe.display(eni.source_dest_check));
+        }),
+        ("network-interface.status", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|eni| probe.value(network_interfaces::status(&eni).as_str()));
         }),
         ("network-interface.subnet-id", |i, snapshot, probe| {
             interfaces(i, snapshot).for_each(|eni| probe.value(&eni.subnet_id));
         }),
+        ("network-interface.tag-key", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|eni| probe.values(eni.tags.keys().map(String::as_str)));
+        }),
+        ("network-interface.tag-value", |i, snapshot, probe| {
+            interfaces(i, snapshot).for_each(|eni| probe.values(eni.tags.values().map(String::as_str)));
+        }),
         ("network-interface.vpc-id", |i, snapshot, probe| {
             interfaces(i, snapshot).for_each(|eni| probe.value(&eni.vpc_id));
         }),
+        ("network-performance-options.bandwidth-weighting", |_, _, _| ()),
+        ("operator.managed", |_, _, probe| probe.value("false")),
+        ("operator.principal", |_, _, _| ()),
+        ("outpost-arn", |_, _, _| ()),
         ("owner-id", |i, _, probe| probe.value(&i.account)),
         ("placement-group-name", |_, _, _| ()),
+        ("placement-partition-number", |_, _, _| ()),
         ("platform", |_, _, _| ()),
         ("platform-details", |_, _, probe| probe.value("Linux/UNIX")),
         ("private-dns-name", |i, snapshot, probe| {
             let name = primary(i, snapshot).map(|eni| dns::private_dns_name(&i.region, eni.private_ip));
             probe.values(name.as_deref());
         }),
+        ("private-dns-name-options.enable-resource-name-dns-a-record", |_, _, _| ()),
+        ("private-dns-name-options.enable-resource-name-dns-aaaa-record", |_, _, _| ()),
+        ("private-dns-name-options.hostname-type", |_, _, _| ()),
         ("private-ip-address", |i, snapshot, probe| {
             primary(i, snapshot).iter().for_each(|eni| probe.display(eni.private_ip));
         }),
         ("product-code", |_, _, _| ()),
+        ("product-code.type", |_, _, _| ()),
         ("ramdisk-id", |_, _, _| ()),
         ("reason", |i, _, probe| probe.value(&i.status.transition_reason)),
         ("requester-id", |_, _, _| ()),
@@ -386,7 +505,9 @@ const INSTANCES: Kind<Instance, Snapshot> = Kind {
         }),
         ("subnet-id", |i, _, probe| probe.values(there(i).then_some(i.spec.subnet_id.as_str()))),
         ("tenancy", |_, _, probe| probe.value("default")),
+        ("tpm-support", |_, _, _| ()),
         ("usage-operation", |_, _, probe| probe.value("RunInstances")),
+        ("usage-operation-update-time", |i, _, probe| probe.values(i.launch_time.format(volumes::TIME).ok().as_deref())),
         ("virtualization-type", |_, _, probe| probe.value("hvm")),
         ("vpc-id", |i, _, probe| probe.values(there(i).then_some(i.spec.vpc_id.as_str()))),
     ])
@@ -399,11 +520,14 @@ fn there(instance: &Instance) -> bool {
     instance.status.state != InstanceState::Terminated
 }
 
-fn launch_time(instance: &Instance) -> Option<String> {
-    let format = time::macros::format_description!(
-        "[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z"
-    );
-    instance.launch_time.format(format).ok()
+fn attachment(eni: &NetworkInterface, show: impl FnOnce(&Attachment)) {
+    if let Some(attachment) = &eni.attachment {
+        show(attachment);
+    }
+}
+
+fn public_dns_name(eni: &NetworkInterface) -> Option<String> {
+    eni.public_address.as_ref().map(|address| dns::public_dns_name(&eni.region, address.ip))
 }
 
 /// `DescribeInstances`.
@@ -433,6 +557,8 @@ pub async fn describe_instances(
 const STATUSES: Kind<Instance, Snapshot> = Kind {
     id: ids::INSTANCE,
     filters: FilterTable::<Instance, Snapshot>::new(&[
+        ("application-status.status", |_, _, _| ()),
+        ("attached-ebs-status.status", |_, _, _| ()),
         ("availability-zone", |i, _, probe| probe.value(&i.spec.availability_zone)),
         ("availability-zone-id", |i, _, probe| {
             probe.values(zones::zone_id(&i.region, &i.spec.availability_zone).as_deref());
@@ -447,6 +573,8 @@ const STATUSES: Kind<Instance, Snapshot> = Kind {
         ("instance-state-name", |i, _, probe| probe.value(i.status.state.as_str())),
         ("instance-status.reachability", |i, _, probe| probe.values(reachability(i.status.instance_check))),
         ("instance-status.status", |i, _, probe| probe.value(i.status.instance_check.as_str())),
+        ("operator.managed", |_, _, probe| probe.value("false")),
+        ("operator.principal", |_, _, _| ()),
         ("system-status.reachability", |i, _, probe| probe.values(reachability(i.status.system_check))),
         ("system-status.status", |i, _, probe| probe.value(i.status.system_check.as_str())),
     ]),

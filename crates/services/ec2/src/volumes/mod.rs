@@ -50,6 +50,8 @@ const VOLUMES: Kind<Volume, ()> = Kind {
         ("encrypted", |_, (), probe| probe.value("false")),
         ("fast-restored", |_, (), _| ()),
         ("multi-attach-enabled", |_, (), probe| probe.value("false")),
+        ("operator.managed", |_, (), probe| probe.value("false")),
+        ("operator.principal", |_, (), _| ()),
         ("size", |volume, (), probe| probe.display(volume.size_gib)),
         ("snapshot-id", |volume, (), probe| probe.values(volume.snapshot_id.as_deref())),
         ("status", |volume, (), probe| probe.value(volume.state.as_str())),
