@@ -163,7 +163,7 @@ def guest(launch) -> Guest:
 def pytest_collection_modifyitems(items):
     """Quick tests first: what concerns the API, then guests, then crashes and failures."""
     order = [
-        *("cli", "wire", "protocols", "clients", "describe", "key_pairs", "security_groups"),
+        *("cli", "wire", "protocols", "clients", "describe", "key_pairs", "security_groups", "trail"),
         *("images", "instances", "terraform", "metadata", "network", "volumes", "snapshots", "modify_volume", "failures", "crash", "debian"),
     ]
     rank = {f"test_{name}": position for position, name in enumerate(order)}

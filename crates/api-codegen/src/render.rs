@@ -596,12 +596,12 @@ fn service(out: &mut String, api: &Api<'_>) {
                 line!(out, "{index} => haar_api::xml::reply(&MODEL, ctx, {wrapper:?}, input, {call}),");
             }
             Protocol::Json => {
-                line!(out, "{index} => haar_api::json::reply(&MODEL, input, {call}),");
+                line!(out, "{index} => haar_api::json::reply(&MODEL, ctx, input, {call}),");
             }
             Protocol::RestJson => {
                 line!(
                     out,
-                    "{index} => haar_api::rest::reply(MODEL.operations[{index}].status, input, {call}),"
+                    "{index} => haar_api::rest::reply(MODEL.operations[{index}].status, ctx, input, {call}),"
                 );
             }
         }

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::Error;
+use crate::schema::Operation;
+use crate::value::Value;
 
 /// Who signed a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -176,6 +178,8 @@ pub struct Context {
     pub client_token: Option<String>,
     /// SHA-256 of the decoded parameters without the idempotency token and `DryRun`; all zero without a token.
     pub fingerprint: [u8; 32],
+    /// What is answered is noted down: the answer has to come with [`Answer::noted`](crate::Answer::noted).
+    pub noted: bool,
 }
 
 impl Context {
@@ -195,6 +199,7 @@ impl Context {
             user_agent: None,
             client_token: None,
             fingerprint: [0; 32],
+            noted: false,
         }
     }
 }
@@ -203,9 +208,10 @@ impl Context {
 ///
 /// Called once a request, after its signature and its parameters were found good, before its handler.
 pub trait Authorizer: Send + Sync + 'static {
-    /// Allows `action` (such as `ec2:RunInstances`), or refuses it with the error to answer.
+    /// Allows an operation with this input, or refuses it with the error to answer. The operation declares the permissions that it
+    /// asks for ([`Operation::permissions`]).
     ///
     /// # Errors
     /// The error that the client gets, such as `UnauthorizedOperation`.
-    fn authorize(&self, ctx: &Context, action: &str) -> Result<(), Error>;
+    fn authorize(&self, ctx: &Context, operation: &'static Operation, input: &Value) -> Result<(), Error>;
 }

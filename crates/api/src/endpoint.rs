@@ -27,8 +27,9 @@ use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tracing::Instrument;
 
+use crate::note::{self, Event, Recorder};
 use crate::query::{Form, clip};
-use crate::schema::{Kind, Operation, Protocol, Route, ServiceModel, slots};
+use crate::schema::{Kind, Operation, Part, Protocol, Route, ServiceModel, slots};
 use crate::sigv4::{Rejection, Signature};
 use crate::value::Value;
 use crate::{
@@ -107,6 +108,7 @@ pub struct Endpoint {
     regions: Vec<&'static str>,
     credentials: Arc<dyn Credentials>,
     authorizer: Arc<dyn Authorizer>,
+    recorder: Option<Arc<dyn Recorder>>,
 }
 
 impl Endpoint {
@@ -117,13 +119,27 @@ impl Endpoint {
         authorizer: Arc<dyn Authorizer>,
     ) -> Self {
         let regions = regions.into_iter().collect();
-        Endpoint { services: BTreeMap::new(), routes: Vec::new(), regions, credentials, authorizer }
+        Endpoint {
+            services: BTreeMap::new(),
+            routes: Vec::new(),
+            regions,
+            credentials,
+            authorizer,
+            recorder: None,
+        }
     }
 
     /// Adds a service, under the name that signatures for it carry.
     #[must_use]
     pub fn service(mut self, service: impl Service) -> Self {
         self.services.insert(service.model().signing_name, Arc::new(service));
+        self
+    }
+
+    /// Has every request noted down whose caller is known, before its answer is sent.
+    #[must_use]
+    pub fn recorder(mut self, recorder: impl Recorder) -> Self {
+        self.recorder = Some(Arc::new(recorder));
         self
     }
 
@@ -309,17 +325,33 @@ impl Endpoint {
             user_agent: text(&parts.headers, header::USER_AGENT.as_str()).map(str::to_owned),
             client_token: None,
             fingerprint: [0; 32],
+            noted: self.recorder.is_some() && note::is_answer_noted(operation),
         };
+        let recorder = self.recorder.as_deref();
+        let request = recorder.map(|_| note::request(model.protocol, Part(operation.input, &input)));
+        // What needs no signature asks for no permission of the caller: its handler decides by what the request carries.
+        let allowed =
+            if operation.signed { self.authorizer.authorize(&ctx, operation, &input) } else { Ok(()) };
         let input = apply_generic(model.protocol, operation, input, &mut ctx);
         if ctx.principal.kind != PrincipalKind::Anonymous {
             self.credentials.used(&ctx);
         }
-        // What needs no signature asks for no permission of the caller: its handler decides by what the request carries.
-        if operation.signed {
-            self.authorizer.authorize(&ctx, &format!("{}:{}", model.name, operation.route.name))?;
+        let mut note = Note { recorder, ctx: &ctx, model, operation, request };
+        let answer = match allowed {
+            Ok(()) => contained(service.call(index, &ctx, input)).await,
+            Err(refused) => Err(refused),
+        };
+        let answer = answer.and_then(|answer| if ctx.dry_run { Err(Error::dry_run()) } else { Ok(answer) });
+        match answer {
+            Ok(mut answer) => {
+                note.take(answer.noted.take(), None);
+                Ok(answer)
+            }
+            Err(error) => {
+                note.take(None, Some(&error));
+                Err(error)
+            }
         }
-        let answer = contained(service.call(index, &ctx, input)).await?;
-        if ctx.dry_run { Err(Error::dry_run()) } else { Ok(answer) }
     }
 
     /// The key that a request is signed with.
@@ -335,6 +367,31 @@ impl Endpoint {
             KeyError::Unknown => invalid_key(protocol),
             KeyError::Expired => expired_token(protocol),
         })
+    }
+}
+
+/// A request that is to be noted down: with its answer, or without where the client does not wait for it.
+struct Note<'a> {
+    recorder: Option<&'a dyn Recorder>,
+    ctx: &'a Context,
+    model: &'static ServiceModel,
+    operation: &'static Operation,
+    request: Option<serde_json::Value>,
+}
+
+impl Note<'_> {
+    fn take(&mut self, response: Option<serde_json::Value>, error: Option<&Error>) {
+        if let (Some(recorder), Some(request)) = (self.recorder, self.request.take()) {
+            let (ctx, protocol) = (self.ctx, self.model.protocol);
+            let read_only = note::is_read_only(self.operation);
+            recorder.record(Event { ctx, protocol, read_only, request, response, error });
+        }
+    }
+}
+
+impl Drop for Note<'_> {
+    fn drop(&mut self) {
+        self.take(None, None);
     }
 }
 

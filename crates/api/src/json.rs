@@ -11,13 +11,13 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use time::OffsetDateTime;
 
-use crate::Error;
 use crate::body::Rope;
 use crate::query::clip;
 use crate::schema::{self, Kind, Location, Member, Protocol, ServiceModel, Shape, Support};
 use crate::service::{self, Answer, Reply};
 use crate::timestamp;
 use crate::value::{FromValue, Value};
+use crate::{Context, Error};
 
 /// Writes JSON values.
 #[derive(Debug, Default)]
@@ -196,6 +196,7 @@ impl Content for () {
 /// Calls a handler and encodes its answer.
 pub fn reply<'a, I, O, F>(
     model: &'static ServiceModel,
+    ctx: &'a Context,
     input: Value,
     handler: impl FnOnce(I) -> F + Send + 'a,
 ) -> Reply<'a>
@@ -206,15 +207,35 @@ where
 {
     Box::pin(async move {
         let output = handler(service::input(input)?).await?;
-        let mut w = Writer::new();
-        output.write(&mut w);
+        let write = || {
+            let mut w = Writer::new();
+            output.write(&mut w);
+            w.finish()
+        };
         Ok(Answer {
             status: StatusCode::OK,
             headers: HeaderMap::new(),
             content_type: content_type(model.protocol),
-            body: w.finish(),
+            body: write(),
+            noted: ctx.noted.then(|| noted(write())),
         })
     })
+}
+
+/// An answer's body as JSON, its names in the form of CloudTrail.
+pub(crate) fn noted(body: crate::Rope) -> serde_json::Value {
+    fn lowered(value: serde_json::Value) -> serde_json::Value {
+        match value {
+            serde_json::Value::Object(members) => members
+                .into_iter()
+                .map(|(name, value)| (crate::xml::lower_first(&name), lowered(value)))
+                .collect::<serde_json::Map<_, _>>()
+                .into(),
+            serde_json::Value::Array(values) => values.into_iter().map(lowered).collect(),
+            other => other,
+        }
+    }
+    lowered(serde_json::from_slice(&body.into_bytes()).unwrap_or_default())
 }
 
 /// The content type of a protocol's answers.

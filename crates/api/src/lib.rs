@@ -14,6 +14,7 @@ mod context;
 pub mod endpoint;
 mod error;
 pub mod json;
+pub mod note;
 mod query;
 pub mod rest;
 pub mod schema;

@@ -7,13 +7,13 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use percent_encoding::percent_decode_str;
 
-use crate::Error;
 use crate::body::Rope;
 use crate::json;
 use crate::query::{self, clip};
 use crate::schema::{self, Kind, Location, Member, Route, Shape, Support};
 use crate::service::{self, Answer, Reply};
 use crate::value::{FromValue, Value};
+use crate::{Context, Error};
 
 /// The answer of an operation.
 pub trait Output {
@@ -117,7 +117,12 @@ pub fn raw<T: Clone + Into<Bytes>>(value: &Option<T>) -> Rope {
 }
 
 /// Calls a handler and encodes its answer.
-pub fn reply<'a, I, O, F>(status: u16, input: Value, handler: impl FnOnce(I) -> F + Send + 'a) -> Reply<'a>
+pub fn reply<'a, I, O, F>(
+    status: u16,
+    ctx: &'a Context,
+    input: Value,
+    handler: impl FnOnce(I) -> F + Send + 'a,
+) -> Reply<'a>
 where
     I: FromValue + Send + 'a,
     O: Output + 'a,
@@ -136,6 +141,7 @@ where
             headers: head.headers,
             content_type: head.content_type,
             body: output.body(),
+            noted: ctx.noted.then(|| json::noted(output.body())),
         })
     })
 }

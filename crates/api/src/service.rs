@@ -33,6 +33,8 @@ pub struct Answer {
     pub content_type: HeaderValue,
     /// The body.
     pub body: Rope,
+    /// What was answered as JSON, where the context asks for it.
+    pub noted: Option<serde_json::Value>,
 }
 
 /// What generated code answers to an index beyond its table, which no endpoint asks for.

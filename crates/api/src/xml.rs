@@ -23,6 +23,58 @@ use crate::{Context, Error};
 pub struct Writer {
     out: Rope,
     protocol: Protocol,
+    /// What is written becomes JSON instead, for those who note down what was answered.
+    tree: Option<Tree>,
+}
+
+/// Elements as JSON: names begin in lower case; lists are arrays, in the `ec2` protocol within `items`, as CloudTrail has them.
+#[derive(Debug, Default)]
+struct Tree {
+    /// The open elements: their names, their children, and what stands in them.
+    open: Vec<(String, serde_json::Map<String, serde_json::Value>, serde_json::Value)>,
+    root: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Tree {
+    fn open(&mut self, name: &str) {
+        self.open.push((lower_first(name), serde_json::Map::new(), serde_json::Value::Null));
+    }
+
+    fn leaf(&mut self, value: serde_json::Value) {
+        if let Some((_, _, content)) = self.open.last_mut() {
+            *content = value;
+        }
+    }
+
+    fn close(&mut self) {
+        let Some((name, children, content)) = self.open.pop() else { return };
+        let value = if children.is_empty() { content } else { children.into() };
+        let parent = self.open.last_mut().map_or(&mut self.root, |(_, children, _)| children);
+        parent.insert(name, value);
+    }
+
+    /// Gathers what `items` writes into one member.
+    fn list(&mut self, name: &str, items: Vec<serde_json::Value>, wrapped: bool) {
+        let items = serde_json::Value::from(items);
+        let value = if wrapped { serde_json::json!({ "items": items }) } else { items };
+        let parent = self.open.last_mut().map_or(&mut self.root, |(_, children, _)| children);
+        parent.insert(lower_first(name), value);
+    }
+}
+
+/// A name of the model as CloudTrail writes it.
+pub(crate) fn lower_first(name: &str) -> String {
+    let mut chars = name.chars();
+    chars.next().map_or_else(String::new, |first| first.to_lowercase().chain(chars).collect())
+}
+
+/// What a value is as JSON.
+fn to_json<T: Content + ?Sized>(protocol: Protocol, value: &T) -> serde_json::Value {
+    let mut w = Writer { out: Rope::new(), protocol, tree: Some(Tree::default()) };
+    w.open("value");
+    value.write(&mut w);
+    w.close("value");
+    w.tree.and_then(|mut tree| tree.root.remove("value")).unwrap_or_default()
 }
 
 /// Bytes that cannot be written as they are, or begin a character (U+FFFE, U+FFFF) that cannot.
@@ -50,7 +102,7 @@ pub trait Content {
 impl Writer {
     /// A writer of one of the XML protocols.
     pub fn new(protocol: Protocol) -> Self {
-        Writer { out: Rope::new(), protocol }
+        Writer { out: Rope::new(), protocol, tree: None }
     }
 
     /// Everything written.
@@ -65,6 +117,9 @@ impl Writer {
 
     /// Writes text, escaped; what XML 1.0 cannot say becomes U+FFFD.
     pub fn text(&mut self, text: &str) {
+        if let Some(tree) = &mut self.tree {
+            return tree.leaf(text.into());
+        }
         let bytes = text.as_bytes();
         let mut written = 0;
         // Nearly all text has nothing to escape, which one table lookup a byte finds out.
@@ -105,6 +160,9 @@ impl Writer {
 
     /// `<name><item>…</item>…</name>`; `<name/>` for an empty list.
     pub fn list<T: Content>(&mut self, name: &str, item: &str, values: &[T]) {
+        if self.tree.is_some() {
+            return self.note_list(name, values, self.protocol == Protocol::Ec2);
+        }
         if values.is_empty() {
             self.empty(name);
             return;
@@ -116,6 +174,9 @@ impl Writer {
 
     /// A list without a wrapping element.
     pub fn flat<T: Content>(&mut self, item: &str, values: &[T]) {
+        if self.tree.is_some() {
+            return self.note_list(item, values, false);
+        }
         for value in values {
             self.member(item, value);
         }
@@ -123,6 +184,9 @@ impl Writer {
 
     /// A map: `<name><entry><key>…</key><value>…</value></entry>…</name>`.
     pub fn map<T: Content>(&mut self, name: &str, key: &str, value: &str, entries: &BTreeMap<String, T>) {
+        if self.tree.is_some() {
+            return self.note_map(name, entries);
+        }
         if entries.is_empty() {
             self.empty(name);
             return;
@@ -145,6 +209,9 @@ impl Writer {
         value: &str,
         entries: &BTreeMap<String, T>,
     ) {
+        if self.tree.is_some() {
+            return self.note_map(name, entries);
+        }
         for (k, v) in entries {
             self.open(name);
             self.member(key, k.as_str());
@@ -153,13 +220,44 @@ impl Writer {
         }
     }
 
+    fn note_list<T: Content>(&mut self, name: &str, values: &[T], wrapped: bool) {
+        let items = values.iter().map(|value| to_json(self.protocol, value)).collect();
+        if let Some(tree) = &mut self.tree {
+            tree.list(name, items, wrapped);
+        }
+    }
+
+    fn note_map<T: Content>(&mut self, name: &str, entries: &BTreeMap<String, T>) {
+        self.open(name);
+        let values = entries.iter().map(|(key, value)| (key.clone(), to_json(self.protocol, value)));
+        let map: serde_json::Map<_, _> = values.collect();
+        if let Some(tree) = &mut self.tree {
+            tree.leaf(map.into());
+        }
+        self.close(name);
+    }
+
+    /// Writes a value that needs no escapes.
+    fn literal(&mut self, text: &str, value: impl FnOnce() -> serde_json::Value) {
+        match &mut self.tree {
+            Some(tree) => tree.leaf(value()),
+            None => self.raw(text),
+        }
+    }
+
     fn open(&mut self, name: &str) {
+        if let Some(tree) = &mut self.tree {
+            return tree.open(name);
+        }
         self.out.push(b"<");
         self.out.push(name.as_bytes());
         self.out.push(b">");
     }
 
     fn close(&mut self, name: &str) {
+        if let Some(tree) = &mut self.tree {
+            return tree.close();
+        }
         self.out.push(b"</");
         self.out.push(name.as_bytes());
         self.out.push(b">");
@@ -245,7 +343,7 @@ impl Content for String {
 
 impl Content for bool {
     fn write(&self, w: &mut Writer) {
-        w.raw(if *self { "true" } else { "false" });
+        w.literal(if *self { "true" } else { "false" }, || (*self).into());
     }
 }
 
@@ -257,6 +355,9 @@ impl Content for i32 {
 
 impl Content for i64 {
     fn write(&self, w: &mut Writer) {
+        if let Some(tree) = &mut w.tree {
+            return tree.leaf((*self).into());
+        }
         let mut digits = [0; 20];
         let mut at = digits.len();
         let mut rest = self.unsigned_abs();
@@ -279,9 +380,10 @@ impl Content for i64 {
 impl Content for f64 {
     fn write(&self, w: &mut Writer) {
         if self.is_infinite() {
-            w.raw(if *self > 0.0 { "Infinity" } else { "-Infinity" });
+            let text = if *self > 0.0 { "Infinity" } else { "-Infinity" };
+            w.literal(text, || text.into());
         } else {
-            w.raw(&format!("{self:?}"));
+            w.literal(&format!("{self:?}"), || (*self).into());
         }
     }
 }
@@ -289,13 +391,14 @@ impl Content for f64 {
 impl Content for OffsetDateTime {
     fn write(&self, w: &mut Writer) {
         let text = timestamp::iso8601(*self, w.protocol == Protocol::Ec2);
-        w.raw(&text);
+        w.literal(&text, || text.as_str().into());
     }
 }
 
 impl Content for Bytes {
     fn write(&self, w: &mut Writer) {
-        w.raw(&BASE64_STANDARD.encode(self));
+        let text = BASE64_STANDARD.encode(self);
+        w.literal(&text, || text.as_str().into());
     }
 }
 
@@ -334,6 +437,7 @@ where
             headers: HeaderMap::new(),
             content_type: CONTENT_TYPE,
             body: envelope(model, ctx, wrapper, &output),
+            noted: ctx.noted.then(|| to_json(model.protocol, &output)),
         })
     })
 }

@@ -114,6 +114,18 @@ Examples:
     )]
     #[command(subcommand)]
     Image(Image),
+    /// Read the audit trail: who did what, from where, and what came of it
+    #[command(
+        after_help = "Every request whose caller is known is in it, in CloudTrail's record form, before its answer is sent.
+--json prints the records as they are. The daemon need not run.
+
+Examples:
+  haar trail --last 20
+  haar trail --follow --errors
+  haar trail --user alice --since 2h --writes
+  haar trail --resource i-0123456789abcdef0 --json | jq .requestParameters"
+    )]
+    Trail(Trail),
     /// Run the daemon in the foreground, with its log on the standard error
     #[command(
         after_help = "For a service manager; haar up starts the same in the background. SIGTERM and SIGINT stop it.
@@ -183,6 +195,47 @@ pub struct Aws {
     /// Arguments of aws
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
     pub arguments: Vec<OsString>,
+}
+
+/// What to show of the audit trail.
+#[derive(Debug, Args)]
+pub struct Trail {
+    /// Print the records themselves, one JSON object a line
+    #[arg(long)]
+    pub json: bool,
+    /// Go on printing what comes
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only the latest ones
+    #[arg(long, value_name = "NUMBER")]
+    pub last: Option<usize>,
+    /// Only this operation, as RunInstances
+    #[arg(long, value_name = "OPERATION")]
+    pub event: Option<String>,
+    /// Only this service, as ec2
+    #[arg(long, value_name = "SERVICE")]
+    pub service: Option<String>,
+    /// Only this user, role or session, by name or ARN
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<String>,
+    /// Only what was signed with this access key
+    #[arg(long, value_name = "ID")]
+    pub access_key: Option<String>,
+    /// Only this account
+    #[arg(long, value_name = "ACCOUNT")]
+    pub account: Option<String>,
+    /// Only what names this resource, as i-…
+    #[arg(long, value_name = "ID")]
+    pub resource: Option<String>,
+    /// Only what was refused
+    #[arg(long)]
+    pub errors: bool,
+    /// Only what changes something
+    #[arg(long)]
+    pub writes: bool,
+    /// Only what came since: 30m, 2h, 7d ago, or a time
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
 }
 
 /// Where to log in.

@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
+use haar_access::Access;
 use haar_api::endpoint::RouteHandler;
 use haar_api::{Body, Endpoint};
 use haar_iam::{Keyring, Sealer};
 use haar_node::{Compute, Node};
 use haar_store::Store;
+use haar_trail::Trail;
 use hyper::body::Bytes;
 use hyper::{Method, Request, Response, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -56,7 +58,8 @@ async fn serve(config: &Config) -> Result<()> {
     let store = records.open_sqlite(&database).await;
     let store = store.map_err(|e| Error::Malformed { path: database, reason: e.to_string() })?;
     let sweeper = tokio::spawn(haar_core::sweep(store.clone()));
-    let keyring = keyring(&state, &store).await?;
+    let sealer = Sealer::new(state.sealing_key()?);
+    let keyring = keyring(&state, &store, sealer.clone()).await?;
     let usage = tokio::spawn(keyring.clone().record_usage());
     let node =
         Node::start(node_config(config, &keys, &state).await, store.clone()).await.map_err(Error::daemon)?;
@@ -65,12 +68,14 @@ async fn serve(config: &Config) -> Result<()> {
     let ec2 = haar_ec2::Handlers::new(store.clone(), ec2, Arc::new(Host(node.clone())))
         .await
         .map_err(Error::daemon)?;
+    let trail = Trail::open(&state.trail()).map_err(Error::io("open", state.trail()))?;
     let daemon = claim.announce(config, listen)?;
     let endpoint = Endpoint::new(
         haar_records::ec2::REGIONS.iter().map(|region| region.name),
         Arc::new(keyring),
-        Arc::new(haar_iam::RootMayEverything),
+        Arc::new(access(&store, sealer)),
     )
+    .recorder(trail.clone())
     .service(haar_ec2::model::Ec2Service(ec2))
     .service(haar_iam::sts::model::StsService(haar_iam::sts::Handlers))
     .route("/_haar/", admin(node.clone(), daemon.admin_token.clone()));
@@ -81,6 +86,7 @@ async fn serve(config: &Config) -> Result<()> {
     sweeper.abort();
     usage.abort();
     store.close().await;
+    trail.sync();
     tracing::info!("haar stopped");
     Ok(())
 }
@@ -162,13 +168,22 @@ async fn accelerator(state: &StateDir, binary: &Path) -> haar_vm::Accel {
 }
 
 /// The keys of the installation's accounts, after those of its files were taken over.
-async fn keyring(state: &StateDir, store: &Store) -> Result<Keyring> {
-    let sealer = Sealer::new(state.sealing_key()?);
+async fn keyring(state: &StateDir, store: &Store, sealer: Sealer) -> Result<Keyring> {
     let keyring = Keyring::new(store.clone(), sealer);
     for keys in Credentials::load_all(state)? {
         keyring.import(&keys.into_root_key()).await.map_err(Error::daemon)?;
     }
     Ok(keyring)
+}
+
+/// Who may do what.
+fn access(store: &Store, sealer: Sealer) -> Access {
+    let directory = haar_iam::Directory::new(store.clone());
+    let seal = move |account: &str, message: &str| sealer.seal_message(account, message);
+    Access::new(directory.clone(), Box::new(seal))
+        .service("ec2", haar_ec2::Resources(store.clone()))
+        .service("iam", directory.clone())
+        .service("sts", directory)
 }
 
 /// What EC2 reads from the machine.

@@ -85,6 +85,11 @@ impl StateDir {
         Ok(key)
     }
 
+    /// The audit trail.
+    pub fn trail(&self) -> PathBuf {
+        self.0.join("trail")
+    }
+
     /// The log of a daemon that `haar up` started.
     pub fn log(&self) -> PathBuf {
         self.0.join("haar.log")

@@ -3,6 +3,8 @@
 //! Their models lie below `models/`, as botocore lays out its own, so that boto3 speaks to them with `AWS_DATA_PATH`. Their APIs
 //! are generated as those of the real services are.
 
+use haar_api::schema::Operation;
+use haar_api::value::Value;
 use haar_api::{AccessKey, Authorizer, Context, Credentials, Endpoint, Error, KeyError, Principal};
 
 /// The access key that the services know.
@@ -48,7 +50,7 @@ impl Credentials for Keys {
 struct Anyone;
 
 impl Authorizer for Anyone {
-    fn authorize(&self, _: &Context, _: &str) -> Result<(), Error> {
+    fn authorize(&self, _: &Context, _: &'static Operation, _: &Value) -> Result<(), Error> {
         Ok(())
     }
 }

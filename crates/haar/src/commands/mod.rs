@@ -7,6 +7,7 @@ mod generate;
 mod image;
 mod lifecycle;
 mod ssh;
+mod trail;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -29,6 +30,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Env(env) => env::env(&state, env.shell),
         Command::Aws(aws) => aws::aws(&state, &aws.arguments),
         Command::Ssh(arguments) => ssh::ssh(&state, &arguments),
+        Command::Trail(options) => trail::trail(&state, options),
         Command::Image(command) => image::image(&state, command),
         Command::Completions { shell } => generate::completions(shell),
         Command::Man { dir } => generate::man(&dir),

@@ -25,6 +25,7 @@ pub mod model {
 }
 pub mod network_interfaces;
 pub mod regions;
+mod resources;
 pub mod route_tables;
 pub mod rules;
 mod scope;
@@ -39,4 +40,5 @@ pub mod vpcs;
 pub mod zones;
 
 pub use handlers::{Config, ConsoleOutput, DiskCheck, Handlers, Host};
+pub use resources::Resources;
 pub use scope::Scope;

@@ -2,7 +2,7 @@
 
 use haar_api::Context;
 use haar_core::FilterTable;
-use haar_records::ec2::{NetworkInterface, Subnet};
+use haar_records::ec2::{NetworkInterface, Subnet, Vpc};
 use haar_store::{Entry, Snapshot, Tx};
 
 use crate::describe::{Kind, Request};
@@ -35,19 +35,31 @@ pub fn default_for(tx: &mut Tx, scope: Scope<'_>, zone: Option<&str>, needed: u3
         zones::check(scope.region, zone)?;
     }
     let vpc = defaults::ensure(tx, scope)?;
-    let mut candidates: Vec<_> = tx
-        .by_index::<Subnet>(scope.account, scope.region, "vpc", &vpc.id)
+    // The subnets of the VPC must still be these when the transaction commits.
+    tx.by_index::<Subnet>(scope.account, scope.region, "vpc", &vpc.id).for_each(drop);
+    best_default(tx.snapshot(), &vpc, zone, needed).ok_or_else(|| match zone {
+        Some(zone) => invalid_value(format!("No default subnet for availability zone: '{zone}'.")),
+        None => haar_api::Error::new("MissingInput", "No subnets found for the default VPC"),
+    })
+}
+
+/// The default subnet of a VPC that [`default_for`] takes, if there is one.
+#[must_use]
+pub fn best_default(
+    snapshot: &Snapshot,
+    vpc: &Vpc,
+    zone: Option<&str>,
+    needed: u32,
+) -> Option<Entry<Subnet>> {
+    let mut candidates: Vec<_> = snapshot
+        .by_index::<Subnet>(&vpc.account, &vpc.region, "vpc", &vpc.id)
         .filter(|subnet| subnet.default_for_az && zone.is_none_or(|zone| subnet.availability_zone == zone))
         .cloned()
         .collect();
     candidates.sort_by(|a, b| a.availability_zone.cmp(&b.availability_zone));
-    let room = |subnet: &Entry<Subnet>| available_addresses(tx.snapshot(), subnet);
+    let room = |subnet: &Entry<Subnet>| available_addresses(snapshot, subnet);
     let roomy = candidates.iter().find(|subnet| room(subnet) >= needed);
-    let best = roomy.or_else(|| candidates.iter().max_by_key(|subnet| room(subnet))).cloned();
-    best.ok_or_else(|| match zone {
-        Some(zone) => invalid_value(format!("No default subnet for availability zone: '{zone}'.")),
-        None => haar_api::Error::new("MissingInput", "No subnets found for the default VPC"),
-    })
+    roomy.or_else(|| candidates.iter().max_by_key(|subnet| room(subnet))).cloned()
 }
 
 /// Addresses of a subnet that interfaces can still get.

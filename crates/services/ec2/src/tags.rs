@@ -41,6 +41,25 @@ struct Kind {
     each: fn(&Snapshot, Scope<'_>, Show<'_>),
 }
 
+/// The type of the resource that an id is of, by its prefix.
+#[must_use]
+pub fn type_of(id: &str) -> Option<&'static str> {
+    kind_of(id).ok().map(|kind| kind.resource_type)
+}
+
+/// The tags of a resource; none where there is no such resource.
+#[must_use]
+pub fn of(snapshot: &Snapshot, scope: Scope<'_>, resource_type: &str, id: &str) -> Option<Tags> {
+    let kind = KINDS.iter().find(|kind| kind.resource_type == resource_type)?;
+    let mut found = None;
+    (kind.each)(snapshot, scope, &mut |other, tags| {
+        if other == id {
+            found = Some(tags.clone());
+        }
+    });
+    found
+}
+
 /// A record with tags.
 trait Tagged: Resource {
     fn tags(&self) -> &Tags;

@@ -94,6 +94,13 @@ impl Caller {
         Policies { identity: &self.identity, boundary: self.boundary.as_ref(), session: &self.session }
     }
 
+    /// The same, for the authorizer.
+    #[must_use]
+    pub fn into_access(self) -> haar_access::Caller {
+        let Self { principal, identity, boundary, session } = self;
+        haar_access::Caller { principal, identity, boundary, session }
+    }
+
     fn new(principal: Principal) -> Self {
         Self { principal, identity: Vec::new(), boundary: None, session: Vec::new() }
     }

@@ -6,14 +6,14 @@
 // What the operations that follow use.
 #![allow(dead_code)]
 
+mod access;
 mod aws_managed;
 mod caller;
 mod keyring;
-mod policy;
 mod seal;
 pub mod sts;
 
+pub use access::Directory;
 pub use caller::{Caller, Documents, managed_document};
 pub use keyring::{Keyring, RootKey};
-pub use policy::RootMayEverything;
 pub use seal::Sealer;

@@ -52,6 +52,22 @@ impl Sealer {
         self.open("session", access_key_id, URL_SAFE_NO_PAD.decode(token).ok()?)
     }
 
+    /// Makes the encoded form of an authorization message, for the account whose principal was refused.
+    #[must_use]
+    pub fn seal_message(&self, account: &str, message: &str) -> String {
+        URL_SAFE_NO_PAD.encode(self.seal("authorization-message", account, message.as_bytes()))
+    }
+
+    /// The authorization message in its encoded form; none if it is not one of the account.
+    #[must_use]
+    pub fn open_message(&self, account: &str, encoded: &str) -> Option<String> {
+        if encoded.len() > MAX_TOKEN {
+            return None;
+        }
+        let opened = self.open("authorization-message", account, URL_SAFE_NO_PAD.decode(encoded).ok()?)?;
+        String::from_utf8(opened).ok()
+    }
+
     /// `VERSION nonce ciphertext`
     fn seal(&self, purpose: &str, owner: &str, plain: &[u8]) -> Vec<u8> {
         let nonce: [u8; NONCE_LEN] = rand::random();

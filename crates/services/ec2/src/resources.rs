@@ -1,0 +1,515 @@
+//! The resources that requests name, with what policies may ask of them ("Actions, resources, and condition keys for Amazon EC2" in
+//! the Service Authorization Reference).
+
+use haar_access::{Named, Query, Resource};
+use haar_core::Arn;
+use haar_records::ec2::{
+    Claim, ClaimScope, EbsSnapshot, Image, Instance, KeyPair, KeyType, NetworkInterface, SecurityGroup,
+    Subnet, Volume, Vpc,
+};
+use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION};
+use haar_store::{Snapshot, Store};
+
+use crate::scope::Scope;
+use crate::{defaults, subnets, tags};
+
+/// Finds the resources of EC2 in the records.
+pub struct Resources(pub Store);
+
+impl haar_access::Resources for Resources {
+    fn find(&self, query: &Query<'_>) -> Vec<Resource> {
+        let finder = Finder { snapshot: self.0.snapshot(), query };
+        match (query.resource.name, query.named) {
+            ("any", Named::Id(id)) => match tags::type_of(id) {
+                Some(resource_type) => vec![finder.existing(resource_type, id)],
+                // Its handler refuses the id.
+                None => vec![finder.named(finder.arn("unknown", id))],
+            },
+            ("tagged", Named::Id(resource_type)) => {
+                vec![finder.to_make(resource_type).with("ec2:CreateAction", query.operation())]
+            }
+            (resource_type, Named::Id(id)) => vec![finder.existing(resource_type, id)],
+            (resource_type, Named::New) => vec![finder.to_make(resource_type)],
+            (resource_type, Named::Default) => finder.defaults(resource_type),
+        }
+    }
+}
+
+/// One question and the records to answer it from.
+struct Finder<'a> {
+    snapshot: Snapshot,
+    query: &'a Query<'a>,
+}
+
+impl Finder<'_> {
+    fn scope(&self) -> Scope<'_> {
+        Scope::from(self.query.ctx)
+    }
+
+    /// The ARN of a resource; images and snapshots belong to no account in theirs.
+    fn arn(&self, resource_type: &str, id: &str) -> String {
+        let Scope { account, region } = self.scope();
+        let account = if matches!(resource_type, "image" | "snapshot") { "" } else { account };
+        Arn::new("ec2", region, account, &format!("{resource_type}/{id}")).to_string()
+    }
+
+    fn named(&self, arn: String) -> Resource {
+        // No resource of EC2 has a policy: what the caller's policies say is all that counts, whoever owns an image.
+        let account = String::new();
+        Resource { arn, account, ..Resource::default() }.with("ec2:Region", self.query.ctx.region.as_str())
+    }
+
+    /// A resource by its id, or the name that some types are known by.
+    fn existing(&self, resource_type: &str, id: &str) -> Resource {
+        let Scope { account, region } = self.scope();
+        let arn_of = |resource_type: &str, id: &str| self.arn(resource_type, id);
+        let id = match resource_type {
+            "security-group" if !id.starts_with("sg-") => self.group_id(id).unwrap_or_else(|| id.to_owned()),
+            "key-pair" if id.starts_with("key-") => {
+                let pair = self.snapshot.get::<KeyPair>(account, region, id);
+                pair.map_or_else(|| id.to_owned(), |pair| pair.name.clone())
+            }
+            _ => id.to_owned(),
+        };
+        let id = id.as_str();
+        let mut resource = self.named(self.arn(resource_type, id));
+        let owner = |resource: Resource, owner: &str| resource.with("aws:ResourceAccount", owner);
+        match resource_type {
+            "instance" => {
+                resource = resource.with("ec2:InstanceID", id);
+                if let Some(found) = self.snapshot.get::<Instance>(account, region, id) {
+                    let spec = &found.spec;
+                    let metadata = &spec.metadata_options;
+                    resource = owner(resource, account)
+                        .with_tags(found.tags.clone())
+                        .with("ec2:InstanceType", &spec.instance_type)
+                        .with("ec2:AvailabilityZone", &spec.availability_zone)
+                        .with("ec2:EbsOptimized", spec.ebs_optimized.to_string())
+                        .with("ec2:MetadataHttpEndpoint", enabled(metadata.http_endpoint))
+                        .with("ec2:MetadataHttpTokens", tokens(metadata.http_tokens_required))
+                        .with("ec2:MetadataHttpPutResponseHopLimit", metadata.hop_limit.to_string())
+                        .with("ec2:RootDeviceType", "ebs")
+                        .with("ec2:Tenancy", "default");
+                }
+            }
+            "volume" => {
+                resource = resource.with("ec2:VolumeID", id);
+                if let Some(found) = self.snapshot.get::<Volume>(account, region, id) {
+                    let parent = found.snapshot_id.as_ref().map(|id| arn_of("snapshot", id));
+                    resource = owner(resource, account)
+                        .with_tags(found.tags.clone())
+                        .with("ec2:AvailabilityZone", &found.availability_zone)
+                        .with("ec2:Encrypted", "false")
+                        .with("ec2:VolumeSize", found.size_gib.to_string())
+                        .with("ec2:VolumeType", found.volume_type.as_str())
+                        .with_some("ec2:VolumeIops", found.iops.map(|iops| iops.to_string()))
+                        .with_some("ec2:VolumeThroughput", found.throughput.map(|most| most.to_string()))
+                        .with_some("ec2:ParentSnapshot", parent);
+                }
+            }
+            "snapshot" => {
+                resource = resource.with("ec2:SnapshotID", id);
+                if let Some(found) = self.snapshot.get::<EbsSnapshot>(account, region, id) {
+                    resource = owner(resource, account)
+                        .with_tags(found.tags.clone())
+                        .with("ec2:Encrypted", "false")
+                        .with("ec2:Owner", account)
+                        .with("ec2:ParentVolume", arn_of("volume", &found.volume_id))
+                        .with("ec2:SnapshotTime", haar_policy::date_text(found.start_time))
+                        .with("ec2:VolumeSize", found.volume_size_gib.to_string());
+                }
+            }
+            "image" => {
+                resource = resource.with("ec2:ImageID", id).with("ec2:ImageType", "machine");
+                let own = self.snapshot.get::<Image>(account, region, id);
+                let shared = || self.snapshot.get::<Image>(GLOBAL_ACCOUNT, GLOBAL_REGION, id);
+                if let Some(found) = own.or_else(shared) {
+                    resource = owner(resource, &found.owner)
+                        .with_tags(found.tags.clone())
+                        .with("ec2:Owner", &found.owner)
+                        .with("ec2:Public", (found.account == GLOBAL_ACCOUNT).to_string())
+                        .with("ec2:RootDeviceType", "ebs");
+                }
+            }
+            "subnet" => {
+                resource = resource.with("ec2:SubnetID", id);
+                if let Some(found) = self.snapshot.get::<Subnet>(account, region, id) {
+                    resource = owner(resource, account)
+                        .with_tags(found.tags.clone())
+                        .with("ec2:AvailabilityZone", &found.availability_zone)
+                        .with("ec2:Vpc", arn_of("vpc", &found.vpc_id));
+                }
+            }
+            "security-group" => {
+                resource = resource.with("ec2:SecurityGroupID", id);
+                if let Some(found) = self.snapshot.get::<SecurityGroup>(account, region, id) {
+                    resource = owner(resource, account)
+                        .with_tags(found.tags.clone())
+                        .with("ec2:Vpc", arn_of("vpc", &found.vpc_id));
+                }
+            }
+            "network-interface" => {
+                resource = resource.with("ec2:NetworkInterfaceID", id);
+                if let Some(found) = self.snapshot.get::<NetworkInterface>(account, region, id) {
+                    let subnet = self.snapshot.get::<Subnet>(account, region, &found.subnet_id);
+                    resource = owner(resource, account)
+                        .with_tags(found.tags.clone())
+                        .with("ec2:Subnet", arn_of("subnet", &found.subnet_id))
+                        .with("ec2:Vpc", arn_of("vpc", &found.vpc_id))
+                        .with_some("ec2:AvailabilityZone", subnet.map(|s| s.availability_zone.clone()));
+                }
+            }
+            "key-pair" => {
+                resource = resource.with("ec2:KeyPairName", id);
+                let mut named = self.snapshot.by_index::<KeyPair>(account, region, "name", id);
+                if let Some(found) = named.next() {
+                    let key_type = if found.key_type == KeyType::Rsa { "rsa" } else { "ed25519" };
+                    resource = owner(resource, account)
+                        .with_tags(found.tags.clone())
+                        .with("ec2:KeyPairType", key_type);
+                }
+            }
+            "vpc" => {
+                resource = resource.with("ec2:VpcID", id);
+                if let Some(found) = self.snapshot.get::<Vpc>(account, region, id) {
+                    resource =
+                        owner(resource, account).with_tags(found.tags.clone()).with("ec2:Tenancy", "default");
+                }
+            }
+            other => {
+                if let Some(found) = tags::of(&self.snapshot, self.scope(), other, id) {
+                    resource = owner(resource, account).with_tags(found);
+                }
+            }
+        }
+        resource
+    }
+
+    /// A resource that is about to be made, as the request wants it.
+    fn to_make(&self, resource_type: &str) -> Resource {
+        let resource = self.named(self.arn(resource_type, "*"));
+        let says = |path: &[&str]| self.query.word(path);
+        match (resource_type, self.query.operation()) {
+            ("instance", "RunInstances") => {
+                let zone = says(&["Placement", "AvailabilityZone"]);
+                let zone = zone.or_else(|| Some(self.subnets().first()?.availability_zone.clone()));
+                resource
+                    .with("ec2:InstanceType", says(&["InstanceType"]).unwrap_or_else(|| "m1.small".into()))
+                    .with("ec2:EbsOptimized", says(&["EbsOptimized"]).unwrap_or_else(|| "false".into()))
+                    .with("ec2:RootDeviceType", "ebs")
+                    .with("ec2:Tenancy", says(&["Placement", "Tenancy"]).unwrap_or_else(|| "default".into()))
+                    .with_some("ec2:AvailabilityZone", zone)
+                    .with_some("ec2:MetadataHttpEndpoint", says(&["MetadataOptions", "HttpEndpoint"]))
+                    .with_some("ec2:MetadataHttpTokens", says(&["MetadataOptions", "HttpTokens"]))
+                    .with_some(
+                        "ec2:MetadataHttpPutResponseHopLimit",
+                        says(&["MetadataOptions", "HttpPutResponseHopLimit"]),
+                    )
+            }
+            ("volume", "RunInstances") => {
+                let ebs = |member: &str| says(&["BlockDeviceMappings", "Ebs", member]);
+                resource
+                    .with("ec2:Encrypted", ebs("Encrypted").unwrap_or_else(|| "false".into()))
+                    .with_some("ec2:VolumeSize", ebs("VolumeSize"))
+                    .with_some("ec2:VolumeType", ebs("VolumeType"))
+                    .with_some("ec2:VolumeIops", ebs("Iops"))
+                    .with_some("ec2:VolumeThroughput", ebs("Throughput"))
+            }
+            ("volume", "CreateVolume") => resource
+                .with("ec2:Encrypted", says(&["Encrypted"]).unwrap_or_else(|| "false".into()))
+                .with("ec2:VolumeType", says(&["VolumeType"]).unwrap_or_else(|| "gp2".into()))
+                .with_some("ec2:AvailabilityZone", says(&["AvailabilityZone"]))
+                .with_some("ec2:VolumeSize", says(&["Size"]))
+                .with_some("ec2:VolumeIops", says(&["Iops"]))
+                .with_some("ec2:VolumeThroughput", says(&["Throughput"]))
+                .with_some("ec2:ParentSnapshot", says(&["SnapshotId"]).map(|id| self.arn("snapshot", &id))),
+            ("snapshot", "CreateSnapshot") => {
+                resource.with_some("ec2:ParentVolume", says(&["VolumeId"]).map(|id| self.arn("volume", &id)))
+            }
+            ("network-interface", "RunInstances") => {
+                let public = says(&["NetworkInterfaces", "AssociatePublicIpAddress"]);
+                let subnets = self.subnets();
+                let subnet = subnets.first();
+                resource
+                    .with_some("ec2:AssociatePublicIpAddress", public)
+                    .with_some("ec2:Subnet", subnet.map(|subnet| self.arn("subnet", &subnet.id)))
+                    .with_some("ec2:Vpc", subnet.map(|subnet| self.arn("vpc", &subnet.vpc_id)))
+                    .with_some("ec2:AvailabilityZone", subnet.map(|subnet| subnet.availability_zone.clone()))
+            }
+            ("security-group", "CreateSecurityGroup") => {
+                let vpc = says(&["VpcId"]).or_else(|| Some(self.default_vpc()?.id.clone()));
+                resource.with_some("ec2:Vpc", vpc.map(|id| self.arn("vpc", &id)))
+            }
+            _ => resource,
+        }
+    }
+
+    /// Which resources a request takes that names none.
+    fn defaults(&self, resource_type: &str) -> Vec<Resource> {
+        let Scope { account, region } = self.scope();
+        let request = self.query.request();
+        let found = |ids: Vec<String>| ids.iter().map(|id| self.existing(resource_type, id)).collect();
+        // Without a record of what would be taken, the permission for any of the type is asked for.
+        let or_any = |ids: Vec<String>| -> Vec<Resource> {
+            if ids.is_empty() { vec![self.to_make(resource_type)] } else { found(ids) }
+        };
+        match (self.query.operation(), resource_type) {
+            ("RunInstances", "subnet")
+                if request.text(&["NetworkInterfaces", "NetworkInterfaceId"]).is_some() =>
+            {
+                Vec::new()
+            }
+            ("RunInstances", "subnet") => {
+                or_any(self.subnets().iter().map(|subnet| subnet.id.clone()).collect())
+            }
+            ("RunInstances", "security-group") => {
+                let vpc = self.subnets().first().map(|subnet| subnet.vpc_id.clone());
+                let vpc = vpc.or_else(|| Some(self.default_vpc()?.id.clone()));
+                let group = vpc.and_then(|vpc| self.group_of(&vpc, defaults::DEFAULT_GROUP));
+                or_any(group.into_iter().collect())
+            }
+            (_, "vpc") => or_any(self.default_vpc().map(|vpc| vpc.id.clone()).into_iter().collect()),
+            ("CreateSnapshots", "volume") => {
+                let instance = request.text(&["InstanceSpecification", "InstanceId"]).unwrap_or_default();
+                let volumes = self.snapshot.by_index::<Volume>(account, region, "instance", instance);
+                found(volumes.map(|volume| volume.id.clone()).collect())
+            }
+            ("DetachVolume", "instance") => {
+                let volume = request.text(&["VolumeId"]).unwrap_or_default();
+                let volume = self.snapshot.get::<Volume>(account, region, volume);
+                let attachments = volume.map(|volume| volume.attachments.clone()).unwrap_or_default();
+                found(attachments.into_iter().map(|attachment| attachment.instance_id).collect())
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// The subnets that a launch may use: the one that it names, else the default ones of its zone or of every zone.
+    fn subnets(&self) -> Vec<haar_store::Entry<Subnet>> {
+        let Scope { account, region } = self.scope();
+        let request = self.query.request();
+        let named = request.text(&["SubnetId"]).or_else(|| request.text(&["NetworkInterfaces", "SubnetId"]));
+        if let Some(id) = named {
+            return self.snapshot.get::<Subnet>(account, region, id).into_iter().collect();
+        }
+        let zone = request.text(&["Placement", "AvailabilityZone"]).filter(|zone| !zone.is_empty());
+        let count = self.query.word(&["MaxCount"]).and_then(|count| count.parse().ok());
+        let needed = if request.list("NetworkInterfaces").is_empty() { count.unwrap_or(1) } else { 1 };
+        let best =
+            self.default_vpc().and_then(|vpc| subnets::best_default(&self.snapshot, &vpc, zone, needed));
+        best.into_iter().collect()
+    }
+
+    fn default_vpc(&self) -> Option<haar_store::Entry<Vpc>> {
+        defaults::find(&self.snapshot, self.scope())
+    }
+
+    /// The security group of this name in the default VPC.
+    fn group_id(&self, name: &str) -> Option<String> {
+        self.group_of(&self.default_vpc()?.id, name)
+    }
+
+    fn group_of(&self, vpc_id: &str, name: &str) -> Option<String> {
+        let scope = ClaimScope::GroupName { vpc_id, name };
+        let (account, region, id) = Claim::key(self.scope().account, self.scope().region, scope);
+        self.snapshot.get::<Claim>(&account, &region, &id).map(|claim| claim.holder.clone())
+    }
+}
+
+fn enabled(is: bool) -> &'static str {
+    if is { "enabled" } else { "disabled" }
+}
+
+fn tokens(required: bool) -> &'static str {
+    if required { "required" } else { "optional" }
+}
+
+#[cfg(test)]
+mod tests {
+    use haar_access::{Access, Caller, Callers};
+    use haar_api::{Authorizer, Context, Error, Principal, PrincipalKind};
+    use haar_policy::{Attached, Policy, PolicyKind};
+    use haar_records::Tags;
+
+    use super::*;
+    use crate::model::MODEL;
+    use crate::testing::{SCOPE, another_vpc, context, handlers, write};
+
+    const ALICE: &str = "arn:aws:iam::123456789012:user/alice";
+
+    /// Alice, with one policy.
+    struct Alice(String);
+
+    impl Callers for Alice {
+        fn caller(&self, _: &Context) -> Caller {
+            let policy = Policy::parse(&self.0, PolicyKind::Inline).unwrap();
+            let principal = haar_policy::Principal::user(ALICE, "AIDAALICE");
+            Caller {
+                principal,
+                identity: vec![Attached::inline(policy, "p")],
+                boundary: None,
+                session: Vec::new(),
+            }
+        }
+    }
+
+    /// What alice is answered with these statements before the handler of a request.
+    fn asked(store: &Store, statements: &str, request: &str) -> Result<(), Error> {
+        let document = format!(r#"{{"Version":"2012-10-17","Statement":[{statements}]}}"#);
+        let seal = |_: &str, text: &str| format!("sealed {text}");
+        let access = Access::new(Alice(document), Box::new(seal)).service("ec2", Resources(store.clone()));
+        let (parts, ()) = http::Request::post("/").body(()).unwrap().into_parts();
+        let (index, input) = haar_api::endpoint::decode(&MODEL, &parts, request.to_owned().into()).unwrap();
+        let operation = &MODEL.operations[index];
+        let mut ctx = Context { service: "ec2", operation: operation.route.name, ..context() };
+        ctx.principal = Principal {
+            arn: ALICE.into(),
+            kind: PrincipalKind::User { name: "alice".into() },
+            ..Principal::root(SCOPE.account, "AKIAALICE")
+        };
+        access.authorize(&ctx, operation, &input)
+    }
+
+    fn allow(action: &str, resource: &str, condition: &str) -> String {
+        let condition =
+            if condition.is_empty() { String::new() } else { format!(r#","Condition":{condition}"#) };
+        format!(r#"{{"Effect":"Allow","Action":"{action}","Resource":"{resource}"{condition}}}"#)
+    }
+
+    fn allowed(store: &Store, statements: &[String], request: &str) -> bool {
+        asked(store, &statements.join(","), request).is_ok()
+    }
+
+    #[tokio::test]
+    async fn an_action_is_asked_for_upon_every_resource_of_a_request() {
+        let store = handlers().await.store;
+        let one = "Action=StopInstances&InstanceId.1=i-00000000000000001";
+        let two = format!("{one}&InstanceId.2=i-00000000000000002");
+        let arn = "arn:aws:ec2:eu-central-1:123456789012:instance/i-00000000000000001";
+        let statement = allow("ec2:StopInstances", arn, "");
+        assert_eq!(asked(&store, &statement, one), Ok(()));
+        let refused = asked(&store, &statement, &two).unwrap_err();
+        assert_eq!((&*refused.code, refused.status.as_u16()), ("UnauthorizedOperation", 403));
+        let expected = format!(
+            "You are not authorized to perform this operation. User: {ALICE} is not authorized to perform: ec2:StopInstances on \
+             resource: arn:aws:ec2:eu-central-1:123456789012:instance/i-00000000000000002 because no identity-based policy \
+             allows the ec2:StopInstances action. Encoded authorization failure message: sealed {{"
+        );
+        assert!(refused.message.starts_with(&expected), "{}", refused.message);
+        let everything = allow("*", "*", "");
+        let deny = format!(r#"{everything},{{"Effect":"Deny","Action":"ec2:Stop*","Resource":"{arn}"}}"#);
+        let refused = asked(&store, &deny, &two).unwrap_err();
+        assert!(
+            refused.message.contains("with an explicit deny in an identity-based policy"),
+            "{}",
+            refused.message
+        );
+        assert!(refused.message.contains(r#""explicitDeny":true"#), "{}", refused.message);
+        assert!(asked(&store, &allow("ec2:StartInstances", "*", ""), one).is_err());
+        assert!(asked(&store, &allow("ec2:DescribeInstances", "*", ""), "Action=DescribeInstances").is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_launch_asks_for_all_that_it_uses() {
+        let handlers = handlers().await;
+        write(&handlers.store, |tx| Ok(defaults::ensure(tx, SCOPE)?.id.clone())).await.unwrap();
+        let store = &handlers.store;
+        let launch = "Action=RunInstances&ImageId=ami-00000000000000001&InstanceType=t3.nano&MinCount=1&MaxCount=1&KeyName=k";
+        let of = |resource: &str| format!("arn:aws:ec2:*:*:{resource}/*");
+        let types = ["instance", "key-pair", "network-interface", "security-group", "subnet", "volume"];
+        let image = allow("ec2:RunInstances", "arn:aws:ec2:*::image/ami-00000000000000001", "");
+        let mut all: Vec<_> = types.iter().map(|name| allow("ec2:RunInstances", &of(name), "")).collect();
+        all.push(image);
+        assert!(allowed(store, &all, launch));
+        for without in 0..all.len() {
+            let mut rest = all.clone();
+            let left_out = rest.remove(without);
+            assert!(!allowed(store, &rest, launch), "without {left_out}");
+        }
+        // The subnet and the group that a launch takes by default are asked for by their ids.
+        let subnets: Vec<_> = store.snapshot().list::<Subnet>(SCOPE.account, SCOPE.region).cloned().collect();
+        let best = subnets::best_default(
+            &store.snapshot(),
+            &defaults::find(&store.snapshot(), SCOPE).unwrap(),
+            None,
+            1,
+        );
+        let best = best.unwrap().id.clone();
+        for subnet in &subnets {
+            let mut by_id = all.clone();
+            by_id[4] = allow("ec2:RunInstances", &format!("arn:aws:ec2:*:*:subnet/{}", subnet.id), "");
+            assert_eq!(allowed(store, &by_id, launch), subnet.id == best);
+        }
+        let tagged = format!(
+            "{launch}&TagSpecification.1.ResourceType=instance&TagSpecification.1.Tag.1.Key=team&TagSpecification.1.Tag.1.Value=red"
+        );
+        assert!(!allowed(store, &all, &tagged), "tags ask for ec2:CreateTags");
+        let condition = r#"{"StringEquals":{"ec2:CreateAction":"RunInstances","aws:RequestTag/team":"red"},"ForAllValues:StringEquals":{"aws:TagKeys":["team"]}}"#;
+        all.push(allow("ec2:CreateTags", &of("instance"), condition));
+        assert!(allowed(store, &all, &tagged));
+        assert!(!allowed(store, &all, &tagged.replace("=red", "=blue")));
+        assert!(!allowed(store, &all, &tagged.replace("ResourceType=instance", "ResourceType=volume")));
+        all[0] =
+            allow("ec2:RunInstances", &of("instance"), r#"{"StringEquals":{"ec2:InstanceType":"t3.nano"}}"#);
+        assert!(allowed(store, &all, launch));
+        assert!(!allowed(store, &all, &launch.replace("t3.nano", "t3.large")));
+    }
+
+    #[tokio::test]
+    async fn tags_and_attributes_of_what_exists_count() {
+        let handlers = handlers().await;
+        let (vpc, group) = another_vpc(&handlers, "web").await;
+        write(&handlers.store, |tx| {
+            let found = tx.get::<SecurityGroup>(SCOPE.account, SCOPE.region, &group).unwrap();
+            let tags = Tags::from([("Team".into(), "red".into())]);
+            tx.put(SecurityGroup { tags, ..SecurityGroup::clone(&found) });
+            Ok(())
+        })
+        .await
+        .unwrap();
+        let store = &handlers.store;
+        let delete = format!("Action=DeleteSecurityGroup&GroupId={group}");
+        for (condition, expected) in [
+            (r#"{"StringEquals":{"aws:ResourceTag/team":"red"}}"#.to_owned(), true),
+            (r#"{"StringEquals":{"ec2:ResourceTag/Team":"red"}}"#.to_owned(), true),
+            (r#"{"StringEquals":{"ec2:ResourceTag/Team":"blue"}}"#.to_owned(), false),
+            (
+                r#"{"StringEquals":{"ec2:Region":"eu-central-1","aws:RequestedRegion":"eu-central-1"}}"#
+                    .to_owned(),
+                true,
+            ),
+            (
+                format!(r#"{{"ArnEquals":{{"ec2:Vpc":"arn:aws:ec2:eu-central-1:123456789012:vpc/{vpc}"}}}}"#),
+                true,
+            ),
+            (r#"{"IpAddress":{"aws:SourceIp":"127.0.0.0/8"}}"#.to_owned(), true),
+            (r#"{"IpAddress":{"aws:SourceIp":"10.0.0.0/8"}}"#.to_owned(), false),
+            (r#"{"Bool":{"aws:SecureTransport":"true"}}"#.to_owned(), false),
+            (r#"{"StringEquals":{"aws:username":"alice"}}"#.to_owned(), true),
+        ] {
+            let statement = allow("ec2:DeleteSecurityGroup", "*", &condition);
+            assert_eq!(allowed(store, &[statement], &delete), expected, "{condition}");
+        }
+        // Tags are told by the type of what is tagged.
+        let tag = format!("Action=CreateTags&ResourceId.1={group}&Tag.1.Key=a&Tag.1.Value=b");
+        let on = |resource: &str| allow("ec2:CreateTags", &format!("arn:aws:ec2:*:*:{resource}/*"), "");
+        assert!(allowed(store, &[on("security-group")], &tag));
+        assert!(!allowed(store, &[on("instance")], &tag));
+        let dry = format!("{delete}&DryRun=true");
+        assert!(!allowed(store, &[on("security-group")], &dry), "a dry run is asked like any other");
+    }
+
+    #[test]
+    fn every_type_of_resource_that_an_operation_names_is_an_arn() {
+        for operation in MODEL.operations {
+            for resource in operation.permissions.iter().filter_map(|permission| permission.resource) {
+                let arn = resource.arn("eu-central-1", "123456789012", "x");
+                assert!(
+                    arn == "x" || arn.starts_with("arn:aws:ec2:eu-central-1:"),
+                    "{}: {arn}",
+                    operation.route.name
+                );
+            }
+        }
+    }
+}
