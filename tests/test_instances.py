@@ -314,9 +314,7 @@ def test_launches_that_cannot_be_are_refused(sim, sim_image, parameters, expecte
 def test_parameters_that_haar_does_not_carry_out_are_refused(sim, sim_image):
     """Nothing is accepted and then ignored."""
     for parameters in (
-        {"CapacityReservationSpecification": {"CapacityReservationPreference": "open"}},
         {"IamInstanceProfile": {"Name": "role"}},
-        {"HibernationOptions": {"Configured": True}},
         {"EnclaveOptions": {"Enabled": True}},
         {"InstanceMarketOptions": {"MarketType": "spot"}},
         {"ElasticGpuSpecification": [{"Type": "eg1.medium"}]},

@@ -47,6 +47,7 @@ Settings that are not given here come from haar.toml in the state folder, or els
 /etc/haar/haar.toml:
   listen = \"127.0.0.1:4566\"
   region = \"eu-central-1\"
+  memory-reserve = 2048
 
 Examples:
   haar up

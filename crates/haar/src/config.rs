@@ -20,6 +20,11 @@ pub const DEFAULT_REGION: &str = "us-east-1";
 pub const DEFAULT_PUBLIC_POOL: &str = "198.18.0.0/16";
 /// The name prefix when none is named.
 pub const DEFAULT_NAME: &str = "haar";
+/// The least memory in MiB that instances leave to the host when nothing is said.
+const LEAST_RESERVE: u64 = 512;
+/// vCPUs of an account's running instances when nothing is said: AWS's quota for standard families in accounts that are in use (new
+/// ones begin at 5).
+const DEFAULT_VCPU_QUOTA: u32 = 1152;
 /// The configuration file of the machine, used where the state folder has none.
 const SYSTEM_FILE: &str = "/etc/haar/haar.toml";
 
@@ -76,6 +81,31 @@ pub struct Settings {
     )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<Prefix>,
+    /// Memory that instances leave to the host
+    #[arg(
+        long,
+        value_name = "MIB",
+        help = format!("Memory in MiB that instances leave to the host [default: a sixteenth, at least {LEAST_RESERVE}]")
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_reserve: Option<u64>,
+    /// Memory of instances in relation to the host's
+    #[arg(
+        long,
+        value_name = "PERCENT",
+        value_parser = clap::value_parser!(u32).range(1..=10_000),
+        help = "Memory that instances may be promised, in percent of what the host has for them [default: 100]"
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_overcommit: Option<u32>,
+    /// vCPUs of an account's running instances
+    #[arg(
+        long,
+        value_name = "VCPUS",
+        help = format!("vCPUs that an account's running instances may have in a region [default: {DEFAULT_VCPU_QUOTA}]")
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vcpu_quota: Option<u32>,
 }
 
 /// What the names of everything on the machine begin with: one to five lower-case letters or digits, the first a letter. Names of network interfaces
@@ -131,6 +161,9 @@ impl Settings {
         push("--compute", self.compute.map(|v| v.as_str().to_owned()));
         push("--public-pool", self.public_pool.map(|v| v.to_string()));
         push("--name", self.name.as_ref().map(ToString::to_string));
+        push("--memory-reserve", self.memory_reserve.map(|v| v.to_string()));
+        push("--memory-overcommit", self.memory_overcommit.map(|v| v.to_string()));
+        push("--vcpu-quota", self.vcpu_quota.map(|v| v.to_string()));
         arguments
     }
 
@@ -142,6 +175,9 @@ impl Settings {
             compute: self.compute.or(other.compute),
             public_pool: self.public_pool.or(other.public_pool),
             name: self.name.or(other.name),
+            memory_reserve: self.memory_reserve.or(other.memory_reserve),
+            memory_overcommit: self.memory_overcommit.or(other.memory_overcommit),
+            vcpu_quota: self.vcpu_quota.or(other.vcpu_quota),
         }
     }
 
@@ -173,6 +209,15 @@ pub struct Config {
     pub public_pool: Ipv4Net,
     /// What the names of everything on the machine begin with.
     pub name: Prefix,
+    /// Memory in MiB that instances leave to the host, where it was said.
+    #[serde(default)]
+    pub memory_reserve: Option<u64>,
+    /// Memory that instances may be promised, in percent of what there is, where it was said.
+    #[serde(default)]
+    pub memory_overcommit: Option<u32>,
+    /// vCPUs of an account's running instances in a region, where it was said.
+    #[serde(default)]
+    pub vcpu_quota: Option<u32>,
 }
 
 impl Config {
@@ -196,7 +241,25 @@ impl Config {
             compute: settings.compute.unwrap_or_default(),
             public_pool: public_pool.trunc(),
             name: settings.name.unwrap_or_else(|| DEFAULT_NAME.parse().expect(parsed)),
+            memory_reserve: settings.memory_reserve,
+            memory_overcommit: settings.memory_overcommit,
+            vcpu_quota: settings.vcpu_quota,
         })
+    }
+
+    /// What there is for instances on a host of this much memory, each of which takes `overhead_mib` besides its own. Simulated
+    /// instances take nothing, so that they are limited only where it was said.
+    pub fn capacity(&self, host_mib: u64, overhead_mib: u64) -> haar_ec2::Capacity {
+        let real = self.compute == Compute::Qemu;
+        let limited = real || self.memory_reserve.is_some() || self.memory_overcommit.is_some();
+        let reserve = self.memory_reserve.unwrap_or((host_mib / 16).max(LEAST_RESERVE));
+        let percent = u64::from(self.memory_overcommit.unwrap_or(100));
+        haar_ec2::Capacity {
+            memory_mib: limited.then(|| host_mib.saturating_sub(reserve) * percent / 100),
+            overhead_mib: if real { overhead_mib } else { 0 },
+            vcpus: self.vcpu_quota.or(real.then_some(DEFAULT_VCPU_QUOTA)),
+            one_host: real,
+        }
     }
 
     /// Where clients on this machine reach the API.
@@ -267,6 +330,20 @@ mod tests {
     }
 
     #[test]
+    fn capacity_is_the_host_s_less_the_reserve() {
+        let (_guard, dir) = state_dir("memory-overcommit = 150\n");
+        let load = |settings| Config::load(&dir, settings).unwrap().capacity(16_384, 64);
+        let real = load(Settings::default());
+        assert_eq!((real.memory_mib, real.overhead_mib, real.one_host), (Some(15_360 * 3 / 2), 64, true));
+        assert_eq!(real.vcpus, Some(DEFAULT_VCPU_QUOTA));
+        let all = load(Settings { memory_reserve: Some(20_000), ..Settings::default() });
+        assert_eq!(all.memory_mib, Some(0));
+        let (_guard, dir) = state_dir("compute = \"simulated\"\n");
+        let simulated = Config::load(&dir, Settings::default()).unwrap().capacity(16_384, 64);
+        assert_eq!(simulated, haar_ec2::Capacity::default());
+    }
+
+    #[test]
     fn a_misspelled_key_is_an_error_that_names_it() {
         let (_guard, dir) = state_dir("regoin = \"eu-central-1\"\n");
         let error = Config::load(&dir, Settings::default()).unwrap_err().to_string();
@@ -304,6 +381,9 @@ mod tests {
             compute: Some(Compute::Simulated),
             public_pool: Some("10.1.0.0/16".parse().unwrap()),
             name: Some("h2".parse().unwrap()),
+            memory_reserve: Some(700),
+            memory_overcommit: Some(150),
+            vcpu_quota: Some(5),
         };
         let arguments = std::iter::once("haar".to_owned()).chain(settings.to_arguments());
         assert_eq!(Only::parse_from(arguments).settings, settings);

@@ -61,10 +61,11 @@ async fn serve(config: &Config) -> Result<()> {
     let sealer = Sealer::new(state.sealing_key()?);
     let keyring = keyring(&state, &store, sealer.clone()).await?;
     let usage = tokio::spawn(keyring.clone().record_usage());
-    let node =
-        Node::start(node_config(config, &keys, &state).await, store.clone()).await.map_err(Error::daemon)?;
+    let node_config = node_config(config, &keys, &state).await;
+    let capacity = config.capacity(host_memory_mib(), overhead_mib(&node_config.compute));
+    let node = Node::start(node_config, store.clone()).await.map_err(Error::daemon)?;
 
-    let ec2 = haar_ec2::Config { public_pool: config.public_pool };
+    let ec2 = haar_ec2::Config { public_pool: config.public_pool, capacity };
     let ec2 = haar_ec2::Handlers::new(store.clone(), ec2, Arc::new(Host(node.clone())))
         .await
         .map_err(Error::daemon)?;
@@ -105,6 +106,28 @@ async fn node_config(config: &Config, keys: &Credentials, state: &StateDir) -> h
         public_pool: config.public_pool,
         account: keys.account_id.clone(),
         compute,
+    }
+}
+
+/// Memory of the host in MiB: what the machine has or, in a container, may use.
+fn host_memory_mib() -> u64 {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let text = read("/proc/meminfo");
+    let total =
+        text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().split(' ').next()?.parse().ok());
+    let limits = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+    let limit = limits.into_iter().filter_map(|path| read(path).trim().parse::<u64>().ok()).min();
+    let total: u64 = total.map_or(0, |kib: u64| kib >> 10);
+    limit.map_or(total, |bytes| total.min(bytes >> 20))
+}
+
+/// Memory in MiB that QEMU takes besides its guest's: about 60 for itself, and under emulation as much again and more for translated
+/// code.
+fn overhead_mib(compute: &Compute) -> u64 {
+    match compute {
+        Compute::Qemu { accel: haar_vm::Accel::Kvm, .. } => 64,
+        Compute::Qemu { accel: haar_vm::Accel::Tcg, .. } => 192,
+        Compute::Simulated => 0,
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use haar_core::reconcile::Handle;
 use haar_image::{BootMode, ImageId};
 use haar_records::ec2::{
-    EbsSnapshot, Instance, InstanceState, NetworkInterface, Volume, VolumeShape, instance_type,
+    CpuOptions, EbsSnapshot, Instance, InstanceState, NetworkInterface, Volume, VolumeShape, instance_type,
 };
 use haar_store::Store;
 use haar_vm::{Boot, Disk, DiskFormat, Nic, Overlay, RunState, Spec, Vm};
@@ -284,10 +284,14 @@ impl Backend for Qemu {
             .map_err(|error| Self::inconsistent(instance, error))??;
         let _started = self.layering.read().await;
         let (disks, ()) = tokio::try_join!(self.disks(instance, &image), self.sync_network(instance))?;
+        let cpu = instance.cpu_options();
+        // Emulated processors that have threads are slower: they are for those who ask.
+        let threads = instance.spec.cpu_options.is_some() || self.vms.accel() == haar_vm::Accel::Kvm;
         let spec = Spec {
             id: instance.id.clone(),
             instance_type: instance.spec.instance_type.clone(),
-            vcpus: hardware.vcpus(),
+            vcpus: cpu.map_or(hardware.vcpus(), CpuOptions::vcpus),
+            threads_per_core: if threads { cpu.map_or(1, |cpu| cpu.threads_per_core) } else { 1 },
             memory_mib: hardware.memory_mib,
             boot: self.boot(instance, &image)?,
             disks,

@@ -45,8 +45,10 @@ pub(crate) fn args(spec: &Spec, accel: Accel, fds: &Inherited) -> Result<Vec<OsS
     }
     args.add("-machine", machine);
     args.add("-accel", accel.option());
-    args.add("-cpu", accel.cpu());
-    args.add("-smp", format!("cpus={n},maxcpus={n},sockets=1,cores={n},threads=1", n = spec.vcpus));
+    args.add("-cpu", accel.cpu(spec.threads_per_core > 1));
+    let (vcpus, threads) = (spec.vcpus, spec.threads_per_core);
+    let cores = vcpus / threads;
+    args.add("-smp", format!("cpus={vcpus},maxcpus={vcpus},sockets=1,cores={cores},threads={threads}"));
     args.add("-m", format!("size={}M", spec.memory_mib));
     args.add("-rtc", "base=utc");
     args.add("-display", "none");
@@ -219,6 +221,7 @@ mod tests {
             id: "i-0123456789abcdef0".into(),
             instance_type: "t3.micro".into(),
             vcpus: 2,
+            threads_per_core: 1,
             memory_mib: 1024,
             boot: Boot::Firmware,
             disks: vec![Disk {

@@ -18,6 +18,9 @@ pub struct Spec {
     pub instance_type: String,
     /// Virtual CPUs, 1 to 255.
     pub vcpus: u32,
+    /// How many of them are threads of one core; divides `vcpus`.
+    #[serde(default = "one")]
+    pub threads_per_core: u32,
     /// Memory of the guest in MiB.
     pub memory_mib: u64,
     /// What the guest starts from.
@@ -35,6 +38,10 @@ pub struct Spec {
     /// Whether disks can be attached while the machine runs: it then has a PCI bridge with [`HOTPLUG_SLOTS`] slots.
     #[serde(default)]
     pub hotplug: bool,
+}
+
+const fn one() -> u32 {
+    1
 }
 
 /// How many disks can be attached to a machine while it runs, besides those that it started with.
@@ -147,6 +154,9 @@ impl Spec {
         check_id(&self.id)?;
         if !(1..=255).contains(&self.vcpus) {
             return fail(format!("vcpus is {}, not within 1 to 255", self.vcpus));
+        }
+        if self.threads_per_core == 0 || !self.vcpus.is_multiple_of(self.threads_per_core) {
+            return fail(format!("{} vCPUs are not cores of {} threads", self.vcpus, self.threads_per_core));
         }
         if !(1..=64 << 20).contains(&self.memory_mib) {
             return fail(format!("memory_mib is {}, not within 1 to {}", self.memory_mib, 64 << 20));

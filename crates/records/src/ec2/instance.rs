@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::wire_enum;
+use super::{instance_type, wire_enum};
 use crate::{Tags, resource};
 
 /// An instance (`Instance` in the API reference).
@@ -36,7 +36,34 @@ resource!(Instance, "ec2.instance",
     "reservation" => |i| [i.reservation_id.clone()],
     "image" => |i| [i.spec.image_id.clone()],
     "vpc" => |i| [i.spec.vpc_id.clone()],
+    "placement-group" => |i| i.spec.placement.group_id.clone(),
 );
+
+impl Instance {
+    /// Cores and threads of its processors.
+    #[must_use]
+    pub fn cpu_options(&self) -> Option<CpuOptions> {
+        let of_type = || {
+            let hardware = instance_type(&self.spec.instance_type)?;
+            Some(CpuOptions { core_count: hardware.cores, threads_per_core: hardware.threads_per_core })
+        };
+        self.spec.cpu_options.or_else(of_type)
+    }
+
+    /// Whether it takes room on a host, or is about to.
+    #[must_use]
+    pub const fn takes_room(&self) -> bool {
+        !matches!(self.status.state, InstanceState::Stopped | InstanceState::Terminated)
+    }
+}
+
+impl CpuOptions {
+    /// Virtual processors.
+    #[must_use]
+    pub const fn vcpus(self) -> u32 {
+        self.core_count * self.threads_per_core
+    }
+}
 
 wire_enum! {
     /// What an instance is to become.
@@ -153,6 +180,38 @@ pub struct InstanceSpec {
     pub disable_api_termination: bool,
     /// StopInstances is refused.
     pub disable_api_stop: bool,
+    /// Cores and threads that were asked for; those of the type where none were.
+    #[serde(default)]
+    pub cpu_options: Option<CpuOptions>,
+    /// Where it was asked to stand.
+    #[serde(default)]
+    pub placement: Placement,
+    /// `CapacityReservationPreference`, as it was asked for.
+    #[serde(default)]
+    pub capacity_reservation_preference: Option<String>,
+}
+
+/// `CpuOptions` of the API reference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuOptions {
+    /// Processor cores.
+    pub core_count: u32,
+    /// Threads of a core.
+    pub threads_per_core: u32,
+}
+
+/// What `Placement` of the API reference says besides the zone.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement {
+    /// `pg-…`
+    #[serde(default)]
+    pub group_id: Option<String>,
+    /// The partition of a partition group, from 1.
+    #[serde(default)]
+    pub partition: Option<u32>,
+    /// `Tenancy` is `dedicated`.
+    #[serde(default)]
+    pub dedicated: bool,
 }
 
 /// A volume of an instance (`InstanceBlockDeviceMapping`); its attachment is told by the volume's record.

@@ -83,6 +83,25 @@ impl InstanceType {
         self.cores * self.threads_per_core
     }
 
+    /// The core counts that `CpuOptions` may ask for ("Supported CPU options for Amazon EC2 instance types", EC2 User Guide): the
+    /// even ones, of the seventh generation all, of types under Xen none but their own.
+    #[must_use]
+    pub fn valid_cores(&self) -> Vec<u32> {
+        let all = ["c7i.", "m7i.", "r7i."].iter().any(|family| self.name.starts_with(family));
+        match self.hypervisor {
+            Hypervisor::Xen => vec![self.cores],
+            Hypervisor::Nitro if all => (1..=self.cores).collect(),
+            Hypervisor::Nitro if self.cores % 2 == 1 => vec![self.cores],
+            Hypervisor::Nitro => (2..=self.cores).step_by(2).collect(),
+        }
+    }
+
+    /// The threads per core that `CpuOptions` may ask for.
+    #[must_use]
+    pub fn valid_threads_per_core(&self) -> Vec<u32> {
+        (1..=self.threads_per_core).collect()
+    }
+
     /// Memory in bytes.
     #[must_use]
     pub const fn memory_bytes(&self) -> u64 {

@@ -5,6 +5,7 @@ mod instance;
 mod instance_types;
 mod key_pair;
 mod network;
+mod placement_group;
 mod security_group;
 mod snapshot;
 mod volume;
@@ -12,8 +13,8 @@ mod zones;
 
 pub use image::{BootMode, Image, ImageBoot, ImageState};
 pub use instance::{
-    BlockDevice, Instance, InstanceGoal, InstanceSpec, InstanceState, InstanceStatus, MetadataOptions,
-    ShutdownBehavior, StateReason, StatusCheck,
+    BlockDevice, CpuOptions, Instance, InstanceGoal, InstanceSpec, InstanceState, InstanceStatus,
+    MetadataOptions, Placement, ShutdownBehavior, StateReason, StatusCheck,
 };
 pub use instance_types::{EbsLimit, EbsPerformance, Hypervisor, InstanceType, instance_type, instance_types};
 pub use key_pair::{KeyPair, KeyType};
@@ -21,6 +22,7 @@ pub use network::{
     Attachment, AttachmentStatus, Claim, ClaimScope, InternetGateway, NetworkInterface, PublicAddress, Route,
     RouteTable, RouteTableAssociation, RouteTarget, Subnet, Vpc,
 };
+pub use placement_group::{CapacityTicket, PlacementGroup, PlacementStrategy};
 pub use security_group::{RuleTarget, SecurityGroup, SecurityGroupRule};
 pub use snapshot::{EbsSnapshot, SnapshotSource, SnapshotState};
 pub use volume::{
@@ -32,6 +34,7 @@ pub use zones::{REGIONS, Region, Zone, zone_id, zones};
 #[must_use]
 pub fn register(builder: haar_store::Builder) -> haar_store::Builder {
     builder
+        .register::<CapacityTicket>()
         .register::<Claim>()
         .register::<EbsSnapshot>()
         .register::<Image>()
@@ -39,6 +42,7 @@ pub fn register(builder: haar_store::Builder) -> haar_store::Builder {
         .register::<InternetGateway>()
         .register::<KeyPair>()
         .register::<NetworkInterface>()
+        .register::<PlacementGroup>()
         .register::<RouteTable>()
         .register::<SecurityGroup>()
         .register::<Subnet>()

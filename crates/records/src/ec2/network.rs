@@ -245,6 +245,8 @@ pub enum ClaimScope<'a> {
     },
     /// A key pair's name.
     KeyName(&'a str),
+    /// A placement group's name.
+    PlacementGroup(&'a str),
     /// The default VPC of an account and region.
     DefaultVpc,
 }
@@ -265,6 +267,7 @@ impl Claim {
             ClaimScope::PublicIp(ip) => format!("public-ip/{ip}"),
             ClaimScope::GroupName { vpc_id, name } => format!("group-name/{vpc_id}/{name}"),
             ClaimScope::KeyName(name) => format!("key-name/{name}"),
+            ClaimScope::PlacementGroup(name) => format!("placement-group/{name}"),
             ClaimScope::DefaultVpc => "default-vpc".to_owned(),
         };
         match scope {

@@ -8,11 +8,13 @@ use haar_store::{Store, StoreError};
 use ipnet::Ipv4Net;
 use time::OffsetDateTime;
 
+use crate::capacity::Capacity;
 use crate::error::Result;
 use crate::model::*;
 use crate::{
     Scope, defaults, dhcp_options, images, instance_types, instances, internet_gateways, key_pairs,
-    network_interfaces, regions, route_tables, security_groups, snapshots, subnets, tags, volumes, vpcs,
+    network_interfaces, placement_groups, regions, route_tables, security_groups, snapshots, subnets, tags,
+    volumes, vpcs,
 };
 
 /// What the installation gives to EC2.
@@ -20,6 +22,8 @@ use crate::{
 pub struct Config {
     /// Public addresses of instances.
     pub public_pool: Ipv4Net,
+    /// What there is for instances.
+    pub capacity: Capacity,
 }
 
 /// What handlers read from the machine rather than from records.
@@ -136,6 +140,11 @@ delegate! {
     }
     network_interfaces {
         describe_network_interfaces(DescribeNetworkInterfacesRequest) -> DescribeNetworkInterfacesResult;
+    }
+    placement_groups {
+        create_placement_group(CreatePlacementGroupRequest) -> CreatePlacementGroupResult;
+        delete_placement_group(DeletePlacementGroupRequest) -> ();
+        describe_placement_groups(DescribePlacementGroupsRequest) -> DescribePlacementGroupsResult;
     }
     regions {
         describe_account_attributes(DescribeAccountAttributesRequest) -> DescribeAccountAttributesResult;

@@ -52,3 +52,10 @@ pub const SECURITY_GROUP_RULE: IdType = IdType::new(
 /// DHCP option sets.
 pub const DHCP_OPTIONS: IdType =
     IdType::new("dopt", "dhcpOption ID", "InvalidDhcpOptionsId.Malformed", "InvalidDhcpOptionID.NotFound");
+/// Placement groups.
+pub const PLACEMENT_GROUP: IdType = IdType::new(
+    "pg",
+    "placement group",
+    "InvalidPlacementGroupId.Malformed",
+    "InvalidPlacementGroup.Unknown",
+);

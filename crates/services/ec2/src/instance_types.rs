@@ -12,7 +12,8 @@ use crate::model::{
     EbsEncryptionSupport, EbsInfo, EbsNvmeSupport, EbsOptimizedInfo, EbsOptimizedSupport, EnaSupport,
     FlexibleEnaQueuesSupport, InstanceTypeHypervisor, InstanceTypeInfo, InstanceTypeOffering, LocationType,
     MemoryInfo, NetworkCardInfo, NetworkInfo, NitroEnclavesSupport, NitroTpmSupport, PlacementGroupInfo,
-    ProcessorInfo, RebootMigrationSupport, RootDeviceType, UsageClassType, VCpuInfo, VirtualizationType,
+    PlacementGroupStrategy, ProcessorInfo, RebootMigrationSupport, RootDeviceType, UsageClassType, VCpuInfo,
+    VirtualizationType,
 };
 use crate::{describe, zones};
 
@@ -103,8 +104,10 @@ const FILTERS: FilterTable<InstanceType> = FilterTable::new(&[
     ("vcpu-info.default-cores", |t, (), probe| probe.display(t.cores)),
     ("vcpu-info.default-threads-per-core", |t, (), probe| probe.display(t.threads_per_core)),
     ("vcpu-info.default-vcpus", |t, (), probe| probe.display(t.vcpus())),
-    ("vcpu-info.valid-cores", |t, (), probe| probe.display(t.cores)),
-    ("vcpu-info.valid-threads-per-core", |t, (), probe| probe.display(t.threads_per_core)),
+    ("vcpu-info.valid-cores", |t, (), probe| t.valid_cores().iter().for_each(|n| probe.display(n))),
+    ("vcpu-info.valid-threads-per-core", |t, (), probe| {
+        t.valid_threads_per_core().iter().for_each(|n| probe.display(n));
+    }),
 ]);
 
 /// `DescribeInstanceTypes`.
@@ -150,6 +153,12 @@ fn sorted() -> Vec<&'static InstanceType> {
     types
 }
 
+/// The placement strategies that a type can be in.
+fn strategies(t: &InstanceType) -> Vec<PlacementGroupStrategy> {
+    let cluster = (!t.burstable && t.current_generation).then_some(PlacementGroupStrategy::Cluster);
+    cluster.into_iter().chain([PlacementGroupStrategy::Partition, PlacementGroupStrategy::Spread]).collect()
+}
+
 /// What a type is here, which is not all that AWS's is: instances have virtio disks and interfaces.
 fn to_api(t: &InstanceType) -> InstanceTypeInfo {
     let count = |value: u32| i32::try_from(value).ok();
@@ -172,8 +181,8 @@ fn to_api(t: &InstanceType) -> InstanceTypeInfo {
             default_v_cpus: count(t.vcpus()),
             default_cores: count(t.cores),
             default_threads_per_core: count(t.threads_per_core),
-            valid_cores: count(t.cores).into_iter().collect(),
-            valid_threads_per_core: count(t.threads_per_core).into_iter().collect(),
+            valid_cores: t.valid_cores().into_iter().filter_map(count).collect(),
+            valid_threads_per_core: t.valid_threads_per_core().into_iter().filter_map(count).collect(),
         }),
         memory_info: Some(MemoryInfo { size_in_mi_b: i64::try_from(t.memory_mib).ok() }),
         instance_storage_supported: Some(false),
@@ -216,7 +225,7 @@ fn to_api(t: &InstanceType) -> InstanceTypeInfo {
             ena_srd_supported: Some(false),
             flexible_ena_queues_support: Some(FlexibleEnaQueuesSupport::Unsupported),
         }),
-        placement_group_info: Some(PlacementGroupInfo { supported_strategies: Vec::new() }),
+        placement_group_info: Some(PlacementGroupInfo { supported_strategies: strategies(t) }),
         hibernation_supported: Some(false),
         burstable_performance_supported: Some(t.burstable),
         dedicated_hosts_supported: Some(false),

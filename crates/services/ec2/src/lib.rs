@@ -5,6 +5,7 @@
 
 pub mod addresses;
 pub mod block_devices;
+pub mod capacity;
 pub mod defaults;
 pub mod describe;
 pub mod dhcp_options;
@@ -24,6 +25,7 @@ pub mod model {
     haar_api::include_model!("ec2.rs");
 }
 pub mod network_interfaces;
+pub mod placement_groups;
 pub mod regions;
 mod resources;
 pub mod route_tables;
@@ -39,6 +41,7 @@ pub mod volumes;
 pub mod vpcs;
 pub mod zones;
 
+pub use capacity::Capacity;
 pub use handlers::{Config, ConsoleOutput, DiskCheck, Handlers, Host};
 pub use resources::Resources;
 pub use scope::Scope;

@@ -8,7 +8,7 @@ use haar_store::{Store, Tx};
 
 use crate::error::Result;
 use crate::model::Filter;
-use crate::{Config, ConsoleOutput, DiskCheck, Handlers, Host, Scope, defaults, ids};
+use crate::{Capacity, Config, ConsoleOutput, DiskCheck, Handlers, Host, Scope, defaults, ids};
 
 /// Where the tests act.
 pub const SCOPE: Scope<'static> = Scope { account: "123456789012", region: "eu-central-1" };
@@ -42,7 +42,7 @@ pub async fn handlers() -> Handlers {
         }
     }
 
-    let config = Config { public_pool: "198.18.0.0/24".parse().unwrap() };
+    let config = Config { public_pool: "198.18.0.0/24".parse().unwrap(), capacity: Capacity::default() };
     Handlers::new(store().await, config, Arc::new(NoHost)).await.unwrap()
 }
 

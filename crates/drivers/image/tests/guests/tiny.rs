@@ -44,6 +44,7 @@ fn start<'a>(image: &'a Image, disk: &'a Path) -> Start<'a> {
         image,
         disk,
         vcpus: 1,
+        threads_per_core: 1,
         memory: 512,
         instance_id: FIRST,
         addresses: &[ADDRESS],
@@ -182,6 +183,7 @@ fn a_larger_volume_a_second_interface_and_a_rescued_disk() {
         addresses: &[ADDRESS, OTHER_ADDRESS],
         memory: 128,
         vcpus: 2,
+        threads_per_core: 1,
         second_disk: Some(&rescued),
         ..start(image, &disk)
     };

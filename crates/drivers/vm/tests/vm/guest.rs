@@ -142,6 +142,7 @@ impl Bench {
             id: self.id.clone(),
             instance_type: "t3.nano".into(),
             vcpus: 1,
+            threads_per_core: 1,
             memory_mib: 32,
             boot: Boot::Firmware,
             disks: vec![Disk {

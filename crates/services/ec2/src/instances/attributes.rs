@@ -163,6 +163,10 @@ impl Change {
             }
             Self::InstanceType(name) => {
                 must_be_stopped(&instance, "instanceType")?;
+                if *name != instance.spec.instance_type {
+                    // Those of the new type ("CPU options for Amazon EC2 instances", EC2 User Guide).
+                    instance.spec.cpu_options = None;
+                }
                 name.clone_into(&mut instance.spec.instance_type);
                 let hardware = run::known_type(name)?;
                 if instance.spec.network_interfaces.len() > hardware.max_network_interfaces as usize {

@@ -3,8 +3,7 @@
 use haar_api::Context;
 use haar_core::FilterTable;
 use haar_records::ec2::{
-    Attachment, Image, Instance, InstanceState, NetworkInterface, SecurityGroup, ShutdownBehavior,
-    StatusCheck, Volume, instance_type,
+    Attachment, Image, Instance, InstanceState, NetworkInterface, PlacementGroup, SecurityGroup, ShutdownBehavior, StatusCheck, Volume,
 };
 use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION};
 use haar_store::{Entry, Snapshot};
@@ -67,7 +66,6 @@ pub(super) fn to_api(snapshot: &Snapshot, instance: &Instance) -> model::Instanc
     let primary = interfaces.first();
     let public_ip = primary.and_then(|i| i.public_address.as_ref()).map(|a| a.ip);
     let groups = primary.map_or_else(Vec::new, |i| network_interfaces::groups(i, snapshot));
-    let hardware = instance_type(&spec.instance_type);
     model::Instance {
         ami_launch_index: Some(instance.ami_launch_index),
         image_id: Some(spec.image_id.clone()),
@@ -84,8 +82,13 @@ pub(super) fn to_api(snapshot: &Snapshot, instance: &Instance) -> model::Instanc
         }),
         placement: Some(model::Placement {
             availability_zone: Some(spec.availability_zone.clone()),
-            group_name: Some(String::new()),
-            tenancy: Some(model::Tenancy::Default),
+            availability_zone_id: zones::zone_id(region, &spec.availability_zone),
+            group_name: Some(
+                placement_group(snapshot, instance).map_or_else(String::new, |g| g.name.clone()),
+            ),
+            group_id: spec.placement.group_id.clone(),
+            partition_number: spec.placement.partition.and_then(|number| i32::try_from(number).ok()),
+            tenancy: Some(tenancy(instance)),
         }),
         private_dns_name: Some(
             primary.map_or_else(String::new, |i| dns::private_dns_name(region, i.private_ip)),
@@ -114,9 +117,25 @@ pub(super) fn to_api(snapshot: &Snapshot, instance: &Instance) -> model::Instanc
         source_dest_check: primary.map(|i| i.source_dest_check),
         tags: tags::to_api(&instance.tags),
         virtualization_type: Some(model::VirtualizationType::Hvm),
-        cpu_options: hardware.map(|hardware| model::CpuOptions {
-            core_count: i32::try_from(hardware.cores).ok(),
-            threads_per_core: i32::try_from(hardware.threads_per_core).ok(),
+        cpu_options: instance.cpu_options().map(|options| model::CpuOptions {
+            core_count: i32::try_from(options.core_count).ok(),
+            threads_per_core: i32::try_from(options.threads_per_core).ok(),
+        }),
+        capacity_reservation_specification: Some(model::CapacityReservationSpecificationResponse {
+            capacity_reservation_preference: spec
+                .capacity_reservation_preference
+                .as_deref()
+                .map_or(Some(model::CapacityReservationPreference::Open), |preference| {
+                    preference.parse().ok()
+                }),
+        }),
+        maintenance_options: Some(model::InstanceMaintenanceOptions {
+            auto_recovery: Some(model::InstanceAutoRecoveryState::Disabled),
+        }),
+        private_dns_name_options: there.then_some(model::PrivateDnsNameOptionsResponse {
+            hostname_type: Some(model::HostnameType::IpName),
+            enable_resource_name_dns_a_record: Some(false),
+            enable_resource_name_dns_aaaa_record: Some(false),
         }),
         hibernation_options: Some(model::HibernationOptions { configured: Some(false) }),
         metadata_options: Some(metadata_options::to_api(instance)),
@@ -126,6 +145,14 @@ pub(super) fn to_api(snapshot: &Snapshot, instance: &Instance) -> model::Instanc
         usage_operation: Some("RunInstances".to_owned()),
         usage_operation_update_time: Some(instance.launch_time),
     }
+}
+
+fn placement_group(snapshot: &Snapshot, instance: &Instance) -> Option<Entry<PlacementGroup>> {
+    snapshot.get(&instance.account, &instance.region, instance.spec.placement.group_id.as_deref()?)
+}
+
+fn tenancy(instance: &Instance) -> model::Tenancy {
+    if instance.spec.placement.dedicated { model::Tenancy::Dedicated } else { model::Tenancy::Default }
 }
 
 /// The volumes that are attached to an instance.
@@ -283,7 +310,9 @@ const INSTANCES: Kind<Instance, Snapshot> = Kind {
             probe.values(image.and_then(|image| images::boot_mode(&image.boot)).map(|mode| mode.to_string()).as_deref());
         }),
         ("capacity-reservation-id", |_, _, _| ()),
-        ("capacity-reservation-specification.capacity-reservation-preference", |_, _, _| ()),
+        ("capacity-reservation-specification.capacity-reservation-preference", |i, _, probe| {
+            probe.value(i.spec.capacity_reservation_preference.as_deref().unwrap_or("open"));
+        }),
         ("capacity-reservation-specification.capacity-reservation-target.capacity-reservation-id", |_, _, _| ()),
         ("capacity-reservation-specification.capacity-reservation-target.capacity-reservation-resource-group-arn", |_, _, _| ()),
         ("client-token", |i, _, probe| probe.values(i.client_token.as_deref())),
@@ -324,7 +353,7 @@ const INSTANCES: Kind<Instance, Snapshot> = Kind {
         ("key-name", |i, _, probe| probe.values(i.spec.key_name.as_deref())),
         ("launch-index", |i, _, probe| probe.display(i.ami_launch_index)),
         ("launch-time", |i, _, probe| probe.values(i.launch_time.format(volumes::TIME).ok().as_deref())),
-        ("maintenance-options.auto-recovery", |_, _, _| ()),
+        ("maintenance-options.auto-recovery", |_, _, probe| probe.value("disabled")),
         ("metadata-options.http-endpoint", |i, _, probe| {
             probe.value(if i.spec.metadata_options.http_endpoint { "enabled" } else { "disabled" });
         }),
@@ -471,17 +500,21 @@ const INSTANCES: Kind<Instance, Snapshot> = Kind {
         ("operator.principal", |_, _, _| ()),
         ("outpost-arn", |_, _, _| ()),
         ("owner-id", |i, _, probe| probe.value(&i.account)),
-        ("placement-group-name", |_, _, _| ()),
-        ("placement-partition-number", |_, _, _| ()),
+        ("placement-group-name", |i, snapshot, probe| {
+            probe.values(placement_group(snapshot, i).map(|group| group.name.clone()).as_deref());
+        }),
+        ("placement-partition-number", |i, _, probe| {
+            i.spec.placement.partition.iter().for_each(|number| probe.display(number));
+        }),
         ("platform", |_, _, _| ()),
         ("platform-details", |_, _, probe| probe.value("Linux/UNIX")),
+        ("private-dns-name-options.enable-resource-name-dns-a-record", |_, _, probe| probe.value("false")),
+        ("private-dns-name-options.enable-resource-name-dns-aaaa-record", |_, _, probe| probe.value("false")),
+        ("private-dns-name-options.hostname-type", |_, _, probe| probe.value("ip-name")),
         ("private-dns-name", |i, snapshot, probe| {
             let name = primary(i, snapshot).map(|eni| dns::private_dns_name(&i.region, eni.private_ip));
             probe.values(name.as_deref());
         }),
-        ("private-dns-name-options.enable-resource-name-dns-a-record", |_, _, _| ()),
-        ("private-dns-name-options.enable-resource-name-dns-aaaa-record", |_, _, _| ()),
-        ("private-dns-name-options.hostname-type", |_, _, _| ()),
         ("private-ip-address", |i, snapshot, probe| {
             primary(i, snapshot).iter().for_each(|eni| probe.display(eni.private_ip));
         }),
@@ -504,7 +537,7 @@ const INSTANCES: Kind<Instance, Snapshot> = Kind {
             probe.values(i.status.state_reason.as_ref().map(|reason| reason.message.as_str()));
         }),
         ("subnet-id", |i, _, probe| probe.values(there(i).then_some(i.spec.subnet_id.as_str()))),
-        ("tenancy", |_, _, probe| probe.value("default")),
+        ("tenancy", |i, _, probe| probe.value(tenancy(i).as_str())),
         ("tpm-support", |_, _, _| ()),
         ("usage-operation", |_, _, probe| probe.value("RunInstances")),
         ("usage-operation-update-time", |i, _, probe| probe.values(i.launch_time.format(volumes::TIME).ok().as_deref())),

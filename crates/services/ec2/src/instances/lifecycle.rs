@@ -9,7 +9,9 @@ use haar_store::Tx;
 use ipnet::Ipv4Net;
 use time::macros::format_description;
 
-use super::{by_ids, describe};
+use super::{by_ids, describe, run};
+use crate::Scope;
+use crate::capacity::Wanted;
 use crate::error::Result;
 use crate::handlers::Handlers;
 use crate::{model, network_interfaces};
@@ -35,12 +37,16 @@ pub async fn start_instances(
     ctx: &Context,
     input: model::StartInstancesRequest,
 ) -> Result<model::StartInstancesResult> {
-    let pool = handlers.config.public_pool;
+    let config = &handlers.config;
     let starting_instances =
         change(handlers, ctx, &input.instance_ids, |tx, instance| match instance.status.state {
             InstanceState::Pending | InstanceState::Running => Ok(None),
             InstanceState::Stopped => {
-                assign_public_addresses(tx, instance, pool)?;
+                let hardware = run::known_type(&instance.spec.instance_type)?;
+                let (zone, placement) = (&instance.spec.availability_zone, &instance.spec.placement);
+                let wanted = Wanted { hardware, zone, placement };
+                config.capacity.give(tx, Scope::from(ctx), &wanted, 1, 1)?;
+                assign_public_addresses(tx, instance, config.public_pool)?;
                 let mut next = instance.clone();
                 next.spec.goal = InstanceGoal::Running;
                 next.spec.boots += 1;

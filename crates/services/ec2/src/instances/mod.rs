@@ -7,6 +7,7 @@ mod describe;
 mod lifecycle;
 mod listing;
 mod metadata_options;
+mod options;
 mod run;
 
 use haar_api::{Context, Error};

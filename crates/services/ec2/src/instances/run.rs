@@ -7,17 +7,18 @@ use haar_api::{Context, Error};
 use haar_core::idempotent;
 use haar_records::Tags;
 use haar_records::ec2::{
-    Attachment, AttachmentStatus, BlockDevice, Image, Instance, InstanceGoal, InstanceSpec, InstanceStatus,
-    InstanceType, MetadataOptions, NetworkInterface, ShutdownBehavior, Subnet, Volume, VolumeAttachment,
-    VolumeState, instance_type,
+    Attachment, AttachmentStatus, BlockDevice, CpuOptions, Image, Instance, InstanceGoal, InstanceSpec,
+    InstanceStatus, InstanceType, MetadataOptions, NetworkInterface, Placement, ShutdownBehavior, Subnet,
+    Volume, VolumeAttachment, VolumeState, instance_type,
 };
 use haar_store::Tx;
 use ipnet::Ipv4Net;
 
-use super::{credits, describe, metadata_options};
+use super::{credits, describe, metadata_options, options};
 use crate::block_devices::{self, VolumePlan};
+use crate::capacity::Wanted;
 use crate::error::{Result, combination, invalid_parameter, invalid_value, missing, shorten, unsupported};
-use crate::handlers::Handlers;
+use crate::handlers::{Config, Handlers};
 use crate::model;
 use crate::network_interfaces::{self, LaunchInterface};
 use crate::{Scope, addresses, ids, images, key_pairs, security_groups, subnets, tags};
@@ -39,6 +40,9 @@ struct Plan {
     interfaces: Vec<InterfacePlan>,
     key: Option<(String, String)>,
     metadata_options: MetadataOptions,
+    cpu_options: Option<CpuOptions>,
+    placement: Placement,
+    capacity_reservation_preference: Option<String>,
     instance_tags: Tags,
     volume_tags: Tags,
     interface_tags: Tags,
@@ -65,12 +69,12 @@ pub async fn run_instances(
 ) -> Result<model::Reservation> {
     check_counts(&input)?;
     check_user_data(input.user_data.as_deref())?;
-    refuse_options(&input)?;
-    let pool = handlers.config.public_pool;
+    options::refuse(&input)?;
+    let config = &handlers.config;
     haar_core::transact(&handlers.store, ctx, |tx| {
         let reservation_id = idempotent(tx, ctx, |tx| {
             let plan = plan(Scope::from(ctx), tx, &input)?;
-            create(ctx, tx, &input, &plan, pool)
+            create(ctx, tx, &input, &plan, config)
         })?;
         let snapshot = tx.snapshot();
         let instances = describe::instances_of(ctx, snapshot, &reservation_id);
@@ -84,6 +88,10 @@ fn plan(scope: Scope<'_>, tx: &mut Tx, input: &model::RunInstancesRequest) -> Re
     let type_name = input.instance_type.as_deref().unwrap_or(DEFAULT_INSTANCE_TYPE);
     let instance_type = known_type(type_name)?;
     credits::check_launch(input.credit_specification.as_ref(), instance_type)?;
+    let cpu_options = options::cpu(input.cpu_options.as_ref(), instance_type)?;
+    let placement = options::placement(scope, tx, input.placement.as_ref(), instance_type)?;
+    let capacity_reservation_preference =
+        options::capacity_reservation(input.capacity_reservation_specification.as_ref())?;
     let image = images::launchable(tx, image_id)?;
     let key = match input.key_name.as_deref() {
         Some(name) => {
@@ -113,6 +121,9 @@ fn plan(scope: Scope<'_>, tx: &mut Tx, input: &model::RunInstancesRequest) -> Re
         interfaces,
         key,
         metadata_options,
+        cpu_options,
+        placement,
+        capacity_reservation_preference,
         instance_tags: tags_of("instance"),
         volume_tags: tags_of("volume"),
         interface_tags: tags_of("network-interface"),
@@ -131,7 +142,7 @@ fn create(
     tx: &mut Tx,
     input: &model::RunInstancesRequest,
     plan: &Plan,
-    pool: Ipv4Net,
+    config: &Config,
 ) -> Result<String> {
     let subnet = &plan.interfaces[0].subnet;
     let free = subnets::available_addresses(tx.snapshot(), subnet);
@@ -147,9 +158,13 @@ fn create(
             ),
         ));
     }
+    let wanted =
+        Wanted { hardware: plan.instance_type, zone: &subnet.availability_zone, placement: &plan.placement };
+    let least = input.min_count.unsigned_abs();
+    let count = config.capacity.give(tx, Scope::from(ctx), &wanted, least, count)?;
     let reservation_id = haar_core::new_id("r");
     for launch_index in 0..count {
-        create_one(ctx, tx, input, plan, pool, &reservation_id, launch_index.cast_signed())?;
+        create_one(ctx, tx, input, plan, config, &reservation_id, launch_index.cast_signed())?;
     }
     Ok(reservation_id)
 }
@@ -159,16 +174,17 @@ fn create_one(
     tx: &mut Tx,
     input: &model::RunInstancesRequest,
     plan: &Plan,
-    pool: Ipv4Net,
+    config: &Config,
     reservation_id: &str,
     launch_index: i32,
 ) -> Result<()> {
     let id = ids::INSTANCE.generate();
     let mut network_interfaces = Vec::with_capacity(plan.interfaces.len());
     for interface in &plan.interfaces {
-        network_interfaces.push(create_interface(ctx, tx, plan, interface, pool, &id)?);
+        network_interfaces.push(create_interface(ctx, tx, plan, interface, config.public_pool, &id)?);
     }
     let primary = &plan.interfaces[0].subnet;
+    let placement = options::of_one(tx, Scope::from(ctx), &plan.placement, config.capacity);
     let volumes = plan.volumes.iter();
     let block_devices = volumes.map(|volume| create_volume(ctx, tx, plan, volume, &id, primary)).collect();
     tx.put(Instance {
@@ -203,6 +219,9 @@ fn create_one(
             ebs_optimized: input.ebs_optimized.unwrap_or(false),
             disable_api_termination: input.disable_api_termination.unwrap_or(false),
             disable_api_stop: input.disable_api_stop.unwrap_or(false),
+            cpu_options: plan.cpu_options,
+            placement,
+            capacity_reservation_preference: plan.capacity_reservation_preference.clone(),
         },
         status: InstanceStatus::pending(),
     });
@@ -326,32 +345,6 @@ pub(super) fn check_user_data(data: Option<&str>) -> Result<()> {
     }
 }
 
-/// Refuses what options ask for that haar does not have; that they ask for nothing is fine.
-fn refuse_options(input: &model::RunInstancesRequest) -> Result<()> {
-    if let Some(tenancy) = input.placement.as_ref().and_then(|placement| placement.tenancy)
-        && tenancy != model::Tenancy::Default
-    {
-        return Err(unsupported(format!(
-            "The value '{tenancy}' of the parameter Placement.Tenancy is not supported."
-        )));
-    }
-    if input
-        .placement
-        .as_ref()
-        .and_then(|placement| placement.group_name.as_deref())
-        .is_some_and(|name| !name.is_empty())
-    {
-        return Err(unsupported("The parameter Placement.GroupName is not supported."));
-    }
-    if input.hibernation_options.as_ref().and_then(|options| options.configured) == Some(true) {
-        return Err(unsupported("The parameter HibernationOptions.Configured is not supported."));
-    }
-    if input.enclave_options.as_ref().and_then(|options| options.enabled) == Some(true) {
-        return Err(unsupported("The parameter EnclaveOptions.Enabled is not supported."));
-    }
-    Ok(())
-}
-
 /// The interfaces that a request asks for: those that it lists, or one from its subnet, address and groups.
 fn plan_interfaces(
     scope: Scope<'_>,
@@ -359,9 +352,8 @@ fn plan_interfaces(
     input: &model::RunInstancesRequest,
     instance_type: &InstanceType,
 ) -> Result<Vec<InterfacePlan>> {
-    let zone = input.placement.as_ref().and_then(|placement| placement.availability_zone.as_deref());
-    // Terraform says every member of the placement, empty where it has none.
-    let zone = zone.filter(|zone| !zone.is_empty());
+    let zone = options::zone(scope, input.placement.as_ref())?;
+    let zone = zone.as_deref();
     let mut plans = Vec::new();
     if input.network_interfaces.is_empty() {
         let subnet = subnet_of(scope, tx, input.subnet_id.as_deref(), zone, input.max_count.unsigned_abs())?;
