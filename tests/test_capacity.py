@@ -109,7 +109,7 @@ def test_options_that_ask_for_what_is_anyway(sim, sim_image):
         ({"Placement": {"Tenancy": "host"}}, "UnsupportedOperation"),
         ({"Placement": {"GroupName": "no-such-group"}}, "InvalidPlacementGroup.Unknown"),
         ({"Placement": {"PartitionNumber": 1}}, "MissingParameter"),
-        ({"Placement": {"AvailabilityZone": "eu-central-1a", "AvailabilityZoneId": "euc1-az1"}}, "InvalidParameterCombination"),
+        ({"Placement": {"AvailabilityZone": "eu-central-1a", "AvailabilityZoneId": "euc1-az2"}}, "InvalidParameterCombination"),
         ({"MaintenanceOptions": {"AutoRecovery": "default"}}, "UnsupportedOperation"),
         ({"PrivateDnsNameOptions": {"HostnameType": "resource-name"}}, "UnsupportedOperation"),
         ({"CapacityReservationSpecification": {"CapacityReservationPreference": "capacity-reservations-only"}}, "ReservationCapacityExceeded"),

@@ -4,6 +4,7 @@ mod image;
 mod instance;
 mod instance_types;
 mod key_pair;
+pub mod launch_template;
 mod network;
 mod placement_group;
 mod security_group;
@@ -18,6 +19,7 @@ pub use instance::{
 };
 pub use instance_types::{EbsLimit, EbsPerformance, Hypervisor, InstanceType, instance_type, instance_types};
 pub use key_pair::{KeyPair, KeyType};
+pub use launch_template::{LaunchTemplate, LaunchTemplateData, LaunchTemplateVersion};
 pub use network::{
     Attachment, AttachmentStatus, Claim, ClaimScope, InternetGateway, NetworkInterface, PublicAddress, Route,
     RouteTable, RouteTableAssociation, RouteTarget, Subnet, Vpc,
@@ -41,6 +43,8 @@ pub fn register(builder: haar_store::Builder) -> haar_store::Builder {
         .register::<Instance>()
         .register::<InternetGateway>()
         .register::<KeyPair>()
+        .register::<LaunchTemplate>()
+        .register::<LaunchTemplateVersion>()
         .register::<NetworkInterface>()
         .register::<PlacementGroup>()
         .register::<RouteTable>()

@@ -245,6 +245,8 @@ pub enum ClaimScope<'a> {
     },
     /// A key pair's name.
     KeyName(&'a str),
+    /// A launch template's name.
+    LaunchTemplate(&'a str),
     /// A placement group's name.
     PlacementGroup(&'a str),
     /// The default VPC of an account and region.
@@ -267,6 +269,7 @@ impl Claim {
             ClaimScope::PublicIp(ip) => format!("public-ip/{ip}"),
             ClaimScope::GroupName { vpc_id, name } => format!("group-name/{vpc_id}/{name}"),
             ClaimScope::KeyName(name) => format!("key-name/{name}"),
+            ClaimScope::LaunchTemplate(name) => format!("launch-template/{name}"),
             ClaimScope::PlacementGroup(name) => format!("placement-group/{name}"),
             ClaimScope::DefaultVpc => "default-vpc".to_owned(),
         };

@@ -13,8 +13,8 @@ use crate::error::Result;
 use crate::model::*;
 use crate::{
     Scope, defaults, dhcp_options, images, instance_types, instances, internet_gateways, key_pairs,
-    network_interfaces, placement_groups, regions, route_tables, security_groups, snapshots, subnets, tags,
-    volumes, vpcs,
+    launch_templates, network_interfaces, placement_groups, regions, route_tables, security_groups,
+    snapshots, subnets, tags, volumes, vpcs,
 };
 
 /// What the installation gives to EC2.
@@ -137,6 +137,17 @@ delegate! {
         delete_key_pair(DeleteKeyPairRequest) -> DeleteKeyPairResult;
         describe_key_pairs(DescribeKeyPairsRequest) -> DescribeKeyPairsResult;
         import_key_pair(ImportKeyPairRequest) -> ImportKeyPairResult;
+    }
+    launch_templates {
+        create_launch_template(CreateLaunchTemplateRequest) -> CreateLaunchTemplateResult;
+        create_launch_template_version(CreateLaunchTemplateVersionRequest) -> CreateLaunchTemplateVersionResult;
+        delete_launch_template(DeleteLaunchTemplateRequest) -> DeleteLaunchTemplateResult;
+        delete_launch_template_versions(DeleteLaunchTemplateVersionsRequest) -> DeleteLaunchTemplateVersionsResult;
+        describe_launch_template_versions(DescribeLaunchTemplateVersionsRequest)
+            -> DescribeLaunchTemplateVersionsResult;
+        describe_launch_templates(DescribeLaunchTemplatesRequest) -> DescribeLaunchTemplatesResult;
+        get_launch_template_data(GetLaunchTemplateDataRequest) -> GetLaunchTemplateDataResult;
+        modify_launch_template(ModifyLaunchTemplateRequest) -> ModifyLaunchTemplateResult;
     }
     network_interfaces {
         describe_network_interfaces(DescribeNetworkInterfacesRequest) -> DescribeNetworkInterfacesResult;

@@ -59,3 +59,10 @@ pub const PLACEMENT_GROUP: IdType = IdType::new(
     "InvalidPlacementGroupId.Malformed",
     "InvalidPlacementGroup.Unknown",
 );
+/// Launch templates.
+pub const LAUNCH_TEMPLATE: IdType = IdType::new(
+    "lt",
+    "launch template ID",
+    "InvalidLaunchTemplateId.Malformed",
+    "InvalidLaunchTemplateId.NotFound",
+);

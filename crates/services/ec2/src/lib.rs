@@ -24,6 +24,7 @@ pub mod key_pairs;
 pub mod model {
     haar_api::include_model!("ec2.rs");
 }
+pub mod launch_templates;
 pub mod network_interfaces;
 pub mod placement_groups;
 pub mod regions;

@@ -6,8 +6,8 @@ use haar_api::Context;
 use haar_core::{FilterTable, Fingerprint, IdType, PageRequest, tags};
 use haar_records::Tags;
 use haar_records::ec2::{
-    EbsSnapshot, Image, Instance, InternetGateway, KeyPair, NetworkInterface, PlacementGroup, RouteTable,
-    SecurityGroup, Subnet, Volume, Vpc,
+    EbsSnapshot, Image, Instance, InternetGateway, KeyPair, LaunchTemplate, NetworkInterface, PlacementGroup,
+    RouteTable, SecurityGroup, Subnet, Volume, Vpc,
 };
 use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION};
 use haar_store::{Resource, Snapshot, Tx};
@@ -125,6 +125,7 @@ tagged!(
     Image,
     InternetGateway,
     KeyPair,
+    LaunchTemplate,
     NetworkInterface,
     PlacementGroup,
     RouteTable,
@@ -135,13 +136,14 @@ tagged!(
 );
 
 /// Every kind of resource that has tags.
-static KINDS: [Kind; 13] = [
+static KINDS: [Kind; 14] = [
     kind::<Instance>(ids::INSTANCE, "instance"),
     kind::<Volume>(ids::VOLUME, "volume"),
     kind::<EbsSnapshot>(ids::SNAPSHOT, "snapshot"),
     kind::<NetworkInterface>(ids::NETWORK_INTERFACE, "network-interface"),
     kind::<SecurityGroup>(ids::SECURITY_GROUP, "security-group"),
     kind::<KeyPair>(ids::KEY_PAIR, "key-pair"),
+    kind::<LaunchTemplate>(ids::LAUNCH_TEMPLATE, "launch-template"),
     kind::<PlacementGroup>(ids::PLACEMENT_GROUP, "placement-group"),
     kind::<Vpc>(ids::VPC, "vpc"),
     kind::<Subnet>(ids::SUBNET, "subnet"),

@@ -38,7 +38,6 @@ fn a_life_of_an_instance() {
         image: &image,
         disk: &disk,
         vcpus: 2,
-        threads_per_core: 1,
         memory: 1024,
         instance_id: "i-00000000000000001",
         addresses: &[ADDRESS],

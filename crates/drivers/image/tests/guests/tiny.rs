@@ -44,7 +44,6 @@ fn start<'a>(image: &'a Image, disk: &'a Path) -> Start<'a> {
         image,
         disk,
         vcpus: 1,
-        threads_per_core: 1,
         memory: 512,
         instance_id: FIRST,
         addresses: &[ADDRESS],
@@ -183,7 +182,6 @@ fn a_larger_volume_a_second_interface_and_a_rescued_disk() {
         addresses: &[ADDRESS, OTHER_ADDRESS],
         memory: 128,
         vcpus: 2,
-        threads_per_core: 1,
         second_disk: Some(&rescued),
         ..start(image, &disk)
     };

@@ -3,7 +3,8 @@
 use haar_api::Context;
 use haar_core::FilterTable;
 use haar_records::ec2::{
-    Attachment, Image, Instance, InstanceState, NetworkInterface, PlacementGroup, SecurityGroup, ShutdownBehavior, StatusCheck, Volume,
+    Attachment, Image, Instance, InstanceState, NetworkInterface, PlacementGroup, SecurityGroup,
+    ShutdownBehavior, StatusCheck, Volume,
 };
 use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION};
 use haar_store::{Entry, Snapshot};

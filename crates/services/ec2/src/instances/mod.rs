@@ -1,5 +1,6 @@
 //! Instances: launch, description, life, attributes and console.
 
+mod as_launch;
 mod attributes;
 mod console;
 mod credits;
@@ -14,6 +15,7 @@ use haar_api::{Context, Error};
 use haar_records::ec2::Instance;
 use haar_store::Tx;
 
+pub(crate) use as_launch::describe_as_launch;
 pub use attributes::{describe_instance_attribute, modify_instance_attribute};
 pub use console::get_console_output;
 pub use credits::{describe_instance_credit_specifications, modify_instance_credit_specification};
@@ -21,6 +23,7 @@ pub use describe::{describe_instance_status, describe_instances};
 pub use lifecycle::{reboot_instances, start_instances, stop_instances, terminate_instances};
 pub use listing::Listing;
 pub use metadata_options::modify_instance_metadata_options;
+pub(crate) use run::check_user_data;
 pub use run::run_instances;
 
 use crate::error::{Result, missing};

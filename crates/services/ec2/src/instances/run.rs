@@ -21,7 +21,7 @@ use crate::error::{Result, combination, invalid_parameter, invalid_value, missin
 use crate::handlers::{Config, Handlers};
 use crate::model;
 use crate::network_interfaces::{self, LaunchInterface};
-use crate::{Scope, addresses, ids, images, key_pairs, security_groups, subnets, tags};
+use crate::{Scope, addresses, ids, images, key_pairs, launch_templates, security_groups, subnets, tags};
 
 /// User data is limited to 16 KB before it is encoded ("Run commands when you launch an EC2 instance", EC2 User Guide).
 const MAX_USER_DATA: usize = 16 * 1024;
@@ -68,12 +68,14 @@ pub async fn run_instances(
     input: model::RunInstancesRequest,
 ) -> Result<model::Reservation> {
     check_counts(&input)?;
-    check_user_data(input.user_data.as_deref())?;
-    options::refuse(&input)?;
     let config = &handlers.config;
     haar_core::transact(&handlers.store, ctx, |tx| {
         let reservation_id = idempotent(tx, ctx, |tx| {
-            let plan = plan(Scope::from(ctx), tx, &input)?;
+            let (input, template_tags) = launch_templates::resolve(Scope::from(ctx), tx, &input)?;
+            check_user_data(input.user_data.as_deref())?;
+            options::refuse(&input)?;
+            let mut plan = plan(Scope::from(ctx), tx, &input)?;
+            plan.instance_tags.extend(template_tags);
             create(ctx, tx, &input, &plan, config)
         })?;
         let snapshot = tx.snapshot();
@@ -331,7 +333,7 @@ fn check_counts(input: &model::RunInstancesRequest) -> Result<()> {
 }
 
 /// Checks user data: base64 of at most [`MAX_USER_DATA`] bytes.
-pub(super) fn check_user_data(data: Option<&str>) -> Result<()> {
+pub(crate) fn check_user_data(data: Option<&str>) -> Result<()> {
     let Some(data) = data else { return Ok(()) };
     let too_long = || invalid_value(format!("User data is limited to {MAX_USER_DATA} bytes"));
     // Before anything large is decoded.
