@@ -9,6 +9,7 @@ use hyper::body::Bytes;
 use hyper::http::request::Builder;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use tokio::net::TcpStream;
 
@@ -22,6 +23,33 @@ const EC2_VERSION: &str = "2016-11-15";
 const ANSWER_LIMIT: usize = 64 << 20;
 /// How long the daemon may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// An image that an account has made of an instance or of snapshots.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AccountImage {
+    /// `ami-…`
+    pub image_id: String,
+    /// Its name, of which the account has one in the region.
+    pub name: String,
+    /// What it is; may be empty.
+    pub description: String,
+    /// The account that owns it.
+    pub account: String,
+    /// Its region.
+    pub region: String,
+    /// As DescribeImages gives it.
+    pub state: String,
+    /// RFC 3339.
+    pub creation_date: String,
+    /// The user that has the key pair's key.
+    pub default_user: String,
+    /// The image of the library that has its kernel.
+    pub library_id: Option<String>,
+    /// The snapshot that root volumes are made from.
+    pub root_snapshot: Option<String>,
+    /// Size of the root volume.
+    pub size_gib: u32,
+}
 
 /// A client of one daemon.
 pub struct Client<'a> {
@@ -52,6 +80,33 @@ impl<'a> Client<'a> {
             self.request(Method::POST, "/_haar/images/rescan").header(ADMIN_HEADER, &self.daemon.admin_token);
         let (status, _) = self.send(finish(request, Bytes::new()), PATIENCE)?;
         if status.is_success() { Ok(()) } else { Err(self.broken(status)) }
+    }
+
+    /// The images that accounts have made.
+    pub fn account_images(&self) -> Result<Vec<AccountImage>> {
+        let body = self.admin("/_haar/images")?.ok_or_else(|| self.broken(StatusCode::NOT_FOUND))?;
+        serde_json::from_slice(&body).map_err(|e| Error::Answer(e.to_string()))
+    }
+
+    /// The user of an instance that has the key pair's key, if it is known.
+    pub fn default_user(&self, instance_id: &str) -> Result<Option<String>> {
+        #[derive(Deserialize)]
+        struct Answer {
+            default_user: String,
+        }
+        let Some(body) = self.admin(&format!("/_haar/default-user/{instance_id}"))? else { return Ok(None) };
+        let answer: Answer = serde_json::from_slice(&body).map_err(|e| Error::Answer(e.to_string()))?;
+        Ok(Some(answer.default_user))
+    }
+
+    /// What the daemon says of itself; nothing if there is none of it.
+    fn admin(&self, path: &str) -> Result<Option<Bytes>> {
+        let request = self.request(Method::GET, path).header(ADMIN_HEADER, &self.daemon.admin_token);
+        match self.send(finish(request, Bytes::new()), PATIENCE)? {
+            (StatusCode::NOT_FOUND, _) => Ok(None),
+            (status, body) if status.is_success() => Ok(Some(body)),
+            (status, _) => Err(self.broken(status)),
+        }
     }
 
     /// Carries out an EC2 operation and returns the XML of its answer.

@@ -15,6 +15,7 @@ use haar_trail::Trail;
 use hyper::body::Bytes;
 use hyper::{Method, Request, Response, StatusCode};
 use serde::{Deserialize, Serialize};
+use time::format_description::well_known::Rfc3339;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -262,11 +263,43 @@ async fn answer(node: &Node, token: &str, request: &Request<Bytes>) -> Response<
                 reply(StatusCode::INTERNAL_SERVER_ERROR, serde_json::json!({"message": error.to_string()}))
             }
         },
-        (&Method::POST, "/_haar/images/rescan") => {
+        (&Method::GET, "/_haar/images") if trusted => {
+            let images = node.images_of_accounts();
+            reply(StatusCode::OK, images.iter().map(image).collect())
+        }
+        (&Method::GET, path) if trusted && path.starts_with("/_haar/default-user/") => {
+            match node.default_user(&path["/_haar/default-user/".len()..]) {
+                Some(user) => reply(StatusCode::OK, serde_json::json!({"default_user": user})),
+                None => {
+                    reply(StatusCode::NOT_FOUND, serde_json::json!({"message": "nothing is known of it"}))
+                }
+            }
+        }
+        (_, path)
+            if !trusted && ["/_haar/images", "/_haar/default-user/"].iter().any(|p| path.starts_with(p)) =>
+        {
             reply(StatusCode::FORBIDDEN, serde_json::json!({"message": "the token is missing or wrong"}))
         }
         _ => reply(StatusCode::NOT_FOUND, serde_json::json!({"message": "there is nothing here"})),
     }
+}
+
+/// An account's image, as the command line needs it ([`crate::client::AccountImage`]).
+fn image(image: &haar_records::ec2::Image) -> serde_json::Value {
+    let root = image.devices.iter().find(|device| device.device_name == image.root_device_name);
+    serde_json::json!({
+        "image_id": image.id,
+        "name": image.name,
+        "description": image.description.clone().unwrap_or_default(),
+        "account": image.account,
+        "region": image.region,
+        "state": image.state,
+        "creation_date": image.creation_date.format(&Rfc3339).unwrap_or_default(),
+        "default_user": image.default_user,
+        "library_id": image.library_id,
+        "root_snapshot": root.and_then(|root| root.snapshot_id.as_ref()),
+        "size_gib": image.root_size_gib,
+    })
 }
 
 /// Completes when the process is asked to stop.

@@ -19,7 +19,7 @@ use time::OffsetDateTime;
 
 use crate::Error;
 use crate::backend::{Backend, Observation};
-use crate::snapshots::{LOOK_AGAIN, is_awaited};
+use crate::snapshots::{LOOK_AGAIN, is_awaited, release as release_snapshots};
 
 /// A terminated instance stays visible for about an hour ("TerminateInstances", EC2 API reference).
 const VISIBLE_AFTER_TERMINATION: Duration = Duration::from_secs(3600);
@@ -38,6 +38,9 @@ const CHECK_RUNNING: Duration = Duration::from_secs(60);
 
 /// How long a guest may take until it answers on its link, before it counts as impaired.
 const BOOT_GRACE: Duration = Duration::from_secs(300);
+
+/// How often is looked whether the snapshots that are taken while a guest is down are taken.
+const TAKES_SNAPSHOTS: Duration = Duration::from_millis(50);
 
 /// How often a guest that stands still because the host's disk is full is tried again.
 const RETRY_WRITE: Duration = Duration::from_secs(3);
@@ -79,6 +82,8 @@ impl<B: Backend> Instances<B> {
     }
 
     async fn boot(&self, instance: &Instance) -> Result<Action, Error> {
+        // A host that went down has done what a reboot for an image would.
+        release_snapshots(&self.store, instance).await?;
         match self.backend.start(instance).await {
             Ok(()) => {
                 self.started(instance).await?;
@@ -245,7 +250,7 @@ impl<B: Backend> Instances<B> {
                 self.backend.power_button(&instance.id).await?;
                 return Ok(Action::RequeueAfter(ASK_AGAIN));
             };
-            if now >= deadline {
+            if now >= deadline || B::REASON.is_some() {
                 return self.reset(instance).await;
             }
             self.backend.power_button(&instance.id).await?;
@@ -265,8 +270,14 @@ impl<B: Backend> Instances<B> {
         Ok(Action::RequeueAfter(if settled { CHECK_RUNNING } else { CHECK_BOOTING }))
     }
 
-    /// Boots the machine anew for the reboots that were asked for.
+    /// Boots the machine anew for the reboots that were asked for, after the snapshots that were to be taken while it is down.
     async fn reset(&self, instance: &Instance) -> Result<Action, Error> {
+        let patience = instance.status.reboot_deadline.map(|deadline| deadline + REBOOT_GRACE);
+        if !release_snapshots(&self.store, instance).await?
+            && patience.is_none_or(|patience| OffsetDateTime::now_utc() < patience)
+        {
+            return Ok(Action::RequeueAfter(TAKES_SNAPSHOTS));
+        }
         self.backend.reset(&instance.id).await?;
         let now = OffsetDateTime::now_utc();
         let reboots = instance.spec.reboots;
@@ -300,6 +311,7 @@ impl<B: Backend> Instances<B> {
             return Ok(Action::RequeueAfter(ASK_AGAIN.min(left.unsigned_abs())));
         }
         self.backend.power_off(&instance.id).await?;
+        release_snapshots(&self.store, instance).await?;
         let records = self.store.snapshot();
         let mut volumes = instance.spec.block_devices.iter().filter_map(|device| {
             records.get::<Volume>(&instance.account, &instance.region, &device.volume_id)

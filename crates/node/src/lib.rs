@@ -24,14 +24,17 @@ use std::time::Duration;
 
 use haar_core::reconcile;
 use haar_records::ec2::{
-    EbsSnapshot, Instance, InternetGateway, NetworkInterface, RouteTable, SecurityGroup, Subnet, Volume, Vpc,
+    EbsSnapshot, Image, Instance, InternetGateway, NetworkInterface, RouteTable, SecurityGroup, Subnet,
+    Volume, Vpc,
 };
+use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION};
 use haar_store::{Event, Key, Resource, Store};
 use ipnet::Ipv4Net;
 
 pub use error::Error;
 pub use qemu::UEFI_FIRMWARE;
 
+use crate::images::Images;
 use crate::instances::Instances;
 use crate::network::{Network, Networks};
 use crate::qemu::Qemu;
@@ -84,6 +87,7 @@ struct Inner {
     instances: reconcile::Handle<Instance>,
     volumes: reconcile::Handle<Volume>,
     snapshots: reconcile::Handle<EbsSnapshot>,
+    image_states: reconcile::Handle<Image>,
     networks: Option<reconcile::Handle<Vpc>>,
     qemu: Option<Arc<Qemu>>,
 }
@@ -106,6 +110,9 @@ impl Node {
     pub async fn start(config: Config, store: Store) -> Result<Self, Error> {
         let images = haar_image::Library::open(config.state_dir.join("images"))?;
         images::sync(&store, &images, &config.account).await?;
+        let image_states =
+            reconcile::start(&store, Images::new(store.clone()), reconcile::Options::default())?;
+        Images::follow_snapshots(&store, &image_states)?;
         let inner = match config.compute.clone() {
             Compute::Simulated => {
                 let backend = Arc::new(Simulated);
@@ -124,7 +131,17 @@ impl Node {
                     Snapshots::new(store.clone(), backend),
                     reconcile::Options { concurrency: 64, ..Default::default() },
                 )?;
-                Inner { config, store, images, instances, volumes, snapshots, networks: None, qemu: None }
+                Inner {
+                    config,
+                    store,
+                    images,
+                    instances,
+                    volumes,
+                    snapshots,
+                    image_states,
+                    networks: None,
+                    qemu: None,
+                }
             }
             Compute::Qemu { binary, accel } => {
                 let network = Arc::new(Network::new(&config, store.clone()).await?);
@@ -165,6 +182,7 @@ impl Node {
                     instances,
                     volumes,
                     snapshots,
+                    image_states,
                     networks: Some(networks),
                     qemu: Some(qemu),
                 }
@@ -181,6 +199,24 @@ impl Node {
     /// What kept the library from being read or the store from being written.
     pub async fn rescan_images(&self) -> Result<(), Error> {
         images::sync(&self.inner.store, &self.inner.images, &self.inner.config.account).await
+    }
+
+    /// The images that accounts have made of instances and snapshots, those of every account and region.
+    #[must_use]
+    pub fn images_of_accounts(&self) -> Vec<Image> {
+        let records = self.inner.store.snapshot();
+        let images = records.list_all::<Image>().filter(|image| !image.is_of_library());
+        images.map(|image| Image::clone(image)).collect()
+    }
+
+    /// The user of an instance that has the key pair's key.
+    #[must_use]
+    pub fn default_user(&self, instance_id: &str) -> Option<String> {
+        let records = self.inner.store.snapshot();
+        let spec = &records.list_all::<Instance>().find(|instance| instance.id == instance_id)?.spec;
+        // Records of old do not say it; their images are of the library.
+        let image = || records.get::<Image>(GLOBAL_ACCOUNT, GLOBAL_REGION, &spec.image_id);
+        spec.default_user.clone().or_else(|| Some(image()?.default_user.clone()))
     }
 
     /// The end of an instance's serial console, at most `most` bytes, with the time of its last output; none when it has not
@@ -226,6 +262,7 @@ impl Node {
         self.inner.instances.stop(STOP_GRACE).await;
         self.inner.volumes.stop(STOP_GRACE).await;
         self.inner.snapshots.stop(STOP_GRACE).await;
+        self.inner.image_states.stop(STOP_GRACE).await;
     }
 }
 

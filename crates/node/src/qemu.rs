@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use haar_core::reconcile::Handle;
-use haar_image::{BootMode, ImageId};
+use haar_image::ImageId;
 use haar_records::ec2::{
-    CpuOptions, EbsSnapshot, Instance, InstanceState, NetworkInterface, Volume, VolumeShape, instance_type,
+    BootMode, CpuOptions, EbsSnapshot, ImageBoot, Instance, InstanceState, NetworkInterface, Volume,
+    VolumeShape, instance_type,
 };
 use haar_store::Store;
 use haar_vm::{Boot, Disk, DiskFormat, Nic, Overlay, RunState, Spec, Vm};
@@ -116,7 +117,7 @@ impl Qemu {
     }
 
     /// Makes the instance's disks that are not there yet.
-    async fn disks(&self, instance: &Instance, image: &haar_image::Image) -> Result<Vec<Disk>, Error> {
+    async fn disks(&self, instance: &Instance) -> Result<Vec<Disk>, Error> {
         let snapshot = self.store.snapshot();
         let mut disks = Vec::with_capacity(instance.spec.block_devices.len());
         for device in instance.spec.block_devices.iter().filter(|device| !device.detaching) {
@@ -128,16 +129,24 @@ impl Qemu {
             if self.volumes.info(&record.id)?.is_some() {
                 self.make_usable(&record).await?;
             } else {
-                if record.image_id.is_some() {
-                    let (backing, format) = (image.root_disk(), haar_volume::Format::Qcow2);
-                    self.volumes.create_overlay(&record.id, &backing, format, bytes(&record)).await?;
-                } else {
-                    self.volumes.create_empty(&record.id, bytes(&record)).await?;
+                match (&record.snapshot_id, &record.image_id) {
+                    (None, Some(image_id)) => {
+                        let backing = self.library_image(instance, image_id).await?.root_disk();
+                        let format = haar_volume::Format::Qcow2;
+                        self.volumes.create_overlay(&record.id, &backing, format, bytes(&record)).await?;
+                    }
+                    _ => self.make_disk(&record).await?,
                 }
             }
             disks.push(disk(&record, self.volumes.open_name(&record.id)?));
         }
         Ok(disks)
+    }
+
+    async fn library_image(&self, instance: &Instance, image_id: &str) -> Result<haar_image::Image, Error> {
+        let (library, image_id) = (self.images.clone(), image_id.to_owned());
+        let image = tokio::task::spawn_blocking(move || library.get(&image_id.parse::<ImageId>()?)).await;
+        Ok(image.map_err(|error| Self::inconsistent(instance, error))??)
     }
 
     /// Whether a volume's disk was found to be damaged; none when there is no disk.
@@ -176,12 +185,20 @@ impl Qemu {
                 overlays.push(Overlay { disk: asked.volume_id.clone(), path });
             }
         }
-        let Some(first) = set.first() else { return Ok(()) };
-        if let Some(machine) = self.machine_of(&first.account, &first.region, &first.volume_id).await? {
-            // What a machine does not have is a file that nobody writes.
+        // A volume may have been given up, or attached to another instance, since the set was asked for.
+        let mut machines: Vec<Vm> = Vec::new();
+        for asked in set {
+            if let Some(machine) = self.machine_of(&asked.account, &asked.region, &asked.volume_id).await?
+                && machines.iter().all(|known| known.id() != machine.id())
+            {
+                machines.push(machine);
+            }
+        }
+        for machine in machines {
+            // What no machine has is a file that nobody writes.
             let disks = machine.disks().await?;
-            overlays.retain(|overlay| disks.contains(&overlay.disk));
-            machine.overlay_disks(&overlays).await?;
+            let own = overlays.extract_if(.., |overlay| disks.contains(&overlay.disk));
+            machine.overlay_disks(&own.collect::<Vec<_>>()).await?;
         }
         Ok(())
     }
@@ -213,17 +230,29 @@ impl Qemu {
         instance.spec.network_interfaces.iter().map(nic).collect()
     }
 
-    fn boot(&self, instance: &Instance, image: &haar_image::Image) -> Result<Boot, Error> {
-        if let Some(kernel) = image.kernel() {
-            let cmdline = image.command_line().unwrap_or_default().to_owned();
-            return Ok(Boot::Kernel { kernel, initrd: image.initrd(), cmdline });
-        }
-        match image.firmware() {
-            Some(BootMode::LegacyBios) => return Ok(Boot::Firmware),
-            Some(BootMode::UefiPreferred) if UEFI_FIRMWARE.iter().any(|file| !Path::new(file).exists()) => {
+    async fn boot(&self, instance: &Instance) -> Result<Boot, Error> {
+        let mode = match (&instance.spec.boot, instance.spec.kernel_image()) {
+            (Some(ImageBoot::Firmware(mode)), _) => *mode,
+            (_, Some(image_id)) => {
+                let image = self.library_image(instance, image_id).await?;
+                if let Some(kernel) = image.kernel() {
+                    let cmdline = image.command_line().unwrap_or_default().to_owned();
+                    return Ok(Boot::Kernel { kernel, initrd: image.initrd(), cmdline });
+                }
+                match image.firmware() {
+                    Some(haar_image::BootMode::LegacyBios) => BootMode::LegacyBios,
+                    Some(haar_image::BootMode::UefiPreferred) => BootMode::UefiPreferred,
+                    Some(haar_image::BootMode::Uefi) | None => BootMode::Uefi,
+                }
+            }
+            _ => return Err(Self::inconsistent(instance, "it has no kernel")),
+        };
+        match mode {
+            BootMode::LegacyBios => return Ok(Boot::Firmware),
+            BootMode::UefiPreferred if UEFI_FIRMWARE.iter().any(|file| !Path::new(file).exists()) => {
                 return Ok(Boot::Firmware);
             }
-            Some(BootMode::Uefi | BootMode::UefiPreferred) | None => {}
+            BootMode::Uefi | BootMode::UefiPreferred => {}
         }
         let [code, empty] = UEFI_FIRMWARE;
         let vars = self.firmware_dir.join(format!("{}.fd", instance.id));
@@ -278,12 +307,9 @@ impl Backend for Qemu {
         }
         let hardware = instance_type(&instance.spec.instance_type)
             .ok_or_else(|| Self::inconsistent(instance, "its instance type is unknown"))?;
-        let (library, image_id) = (self.images.clone(), instance.spec.image_id.clone());
-        let image = tokio::task::spawn_blocking(move || library.get(&image_id.parse::<ImageId>()?))
-            .await
-            .map_err(|error| Self::inconsistent(instance, error))??;
+        let boot = self.boot(instance).await?;
         let _started = self.layering.read().await;
-        let (disks, ()) = tokio::try_join!(self.disks(instance, &image), self.sync_network(instance))?;
+        let (disks, ()) = tokio::try_join!(self.disks(instance), self.sync_network(instance))?;
         let cpu = instance.cpu_options();
         // Emulated processors that have threads are slower: they are for those who ask.
         let threads = instance.spec.cpu_options.is_some() || self.vms.accel() == haar_vm::Accel::Kvm;
@@ -293,7 +319,7 @@ impl Backend for Qemu {
             vcpus: cpu.map_or(hardware.vcpus(), CpuOptions::vcpus),
             threads_per_core: if threads { cpu.map_or(1, |cpu| cpu.threads_per_core) } else { 1 },
             memory_mib: hardware.memory_mib,
-            boot: self.boot(instance, &image)?,
+            boot,
             disks,
             nics: self.nics(instance)?,
             netns: Some(self.network.namespace(&instance.spec.vpc_id)),

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use haar_core::reconcile::{Action, Failure, Reconciler};
-use haar_records::ec2::{EbsSnapshot, SnapshotSource, SnapshotState, Volume, VolumeState};
+use haar_records::ec2::{
+    EbsSnapshot, Instance, InstanceState, SnapshotSource, SnapshotState, Volume, VolumeState,
+};
 use haar_store::{Entry, Key, Store};
 use time::OffsetDateTime;
 
@@ -13,6 +15,9 @@ use crate::backend::Backend;
 
 /// How soon is looked again whether what stands in the way of a snapshot's or volume's removal is done.
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// How often is looked whether a snapshot still waits for its instance's reboot, which tells by itself when it comes to it.
+const STILL_WAITS: Duration = Duration::from_secs(5);
 
 pub(crate) struct Snapshots<B> {
     store: Store,
@@ -24,6 +29,28 @@ pub(crate) fn is_awaited(snapshot: &haar_store::Snapshot, volume: &Volume) -> bo
     snapshot
         .by_index::<EbsSnapshot>(&volume.account, &volume.region, "volume", &volume.id)
         .any(|found| found.state == SnapshotState::Pending)
+}
+
+/// Has the snapshots taken that wait for an instance's reboot; says whether none of the instance's volumes has one still to be taken.
+pub(crate) async fn release(store: &Store, instance: &Instance) -> Result<bool, Error> {
+    let (account, region, id) = (&instance.account, &instance.region, &instance.id);
+    if store.snapshot().by_index::<EbsSnapshot>(account, region, "awaits", id).next().is_some() {
+        store
+            .transact(|tx| {
+                let waiting = tx.by_index::<EbsSnapshot>(account, region, "awaits", id);
+                let waiting: Vec<_> = waiting.map(|found| EbsSnapshot::clone(found)).collect();
+                waiting.into_iter().for_each(|found| tx.put(EbsSnapshot { awaits: None, ..found }));
+                Ok::<_, Error>(())
+            })
+            .await?;
+    }
+    let records = store.snapshot();
+    let mut volumes = instance
+        .spec
+        .block_devices
+        .iter()
+        .filter_map(|device| records.get::<Volume>(account, region, &device.volume_id));
+    Ok(!volumes.any(|volume| is_awaited(&records, &volume)))
 }
 
 impl<B: Backend> Snapshots<B> {
@@ -42,6 +69,17 @@ impl<B: Backend> Snapshots<B> {
             Err(error) => return Err(error),
         };
         self.end(std::slice::from_ref(copy), state, message.as_deref()).await
+    }
+
+    /// Whether the instance is still to be rebooted for the snapshot. One that went down otherwise has been released.
+    fn waits(&self, asked: &EbsSnapshot) -> bool {
+        let Some(id) = &asked.awaits else { return false };
+        let instance = self.store.snapshot().get::<Instance>(&asked.account, &asked.region, id);
+        instance.is_some_and(|instance| match instance.status.state {
+            InstanceState::Running => instance.spec.reboots > instance.status.reboots,
+            InstanceState::Pending | InstanceState::Stopping | InstanceState::ShuttingDown => true,
+            InstanceState::Stopped | InstanceState::Terminated => false,
+        })
     }
 
     /// Takes a snapshot, together with those of its set.
@@ -134,12 +172,13 @@ impl<B: Backend> Reconciler for Snapshots<B> {
     type Error = Error;
 
     fn triggers(&self, before: &EbsSnapshot, after: &EbsSnapshot) -> bool {
-        (before.state, before.deleted) != (after.state, after.deleted)
+        (before.state, before.deleted, &before.awaits) != (after.state, after.deleted, &after.awaits)
     }
 
     async fn reconcile(&self, _: &Key, entry: Option<Entry<EbsSnapshot>>) -> Result<Action, Error> {
         let Some(snapshot) = entry else { return Ok(Action::Done) };
         match snapshot.state {
+            SnapshotState::Pending if self.waits(&snapshot) => Ok(Action::RequeueAfter(STILL_WAITS)),
             // Also one that is to be removed: half taken, it would be in the volume's way.
             SnapshotState::Pending => match &snapshot.copy_of {
                 Some(source) => self.copy(&snapshot, source).await,

@@ -11,7 +11,7 @@ use haar_image::{
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
 use crate::cli::{Firmware, Image, ImageBuild, ImageImport, ImagePull};
-use crate::client::Client;
+use crate::client::{AccountImage, Client};
 use crate::credentials::Credentials;
 use crate::error::{Error, Result};
 use crate::state::StateDir;
@@ -37,14 +37,24 @@ fn library(state: &StateDir) -> Result<Library> {
     Ok(Library::open(state.images())?)
 }
 
+/// The images that accounts have made, as the running daemon knows them; none are known without it.
+fn account_images(state: &StateDir) -> Result<Vec<AccountImage>> {
+    match state.running()? {
+        Some(daemon) => Client::new(&daemon)?.account_images(),
+        None => Ok(Vec::new()),
+    }
+}
+
 fn list(state: &StateDir, json: bool) -> Result<()> {
     let images = library(state)?.list()?;
+    let made = account_images(state)?;
     if json {
-        let manifests: Vec<_> = images.iter().map(|image| &image.manifest).collect();
-        println!("{}", serde_json::to_string_pretty(&manifests).expect("manifests are plain data"));
+        let manifests = images.iter().map(|image| serde_json::json!(image.manifest));
+        let all = manifests.chain(made.iter().map(|image| serde_json::json!(image)));
+        println!("{:#}", serde_json::Value::from_iter(all));
         return Ok(());
     }
-    if images.is_empty() {
+    if images.is_empty() && made.is_empty() {
         println!("There is no image yet. Make one: haar image build tiny");
         return Ok(());
     }
@@ -60,7 +70,17 @@ fn list(state: &StateDir, json: bool) -> Result<()> {
             manifest.description.clone(),
         ]
     });
-    print_table(["IMAGE", "NAME", "SIZE", "USER", "CREATED", "DESCRIPTION"], rows.collect());
+    let made = made.into_iter().map(|image| {
+        // How much of its snapshots is its own changes with each that goes.
+        let description = match (image.state.as_str(), image.description.as_str()) {
+            ("available", "") => format!("of account {} in {}", image.account, image.region),
+            ("available", description) => description.to_owned(),
+            (state, _) => format!("{state}, of account {} in {}", image.account, image.region),
+        };
+        let size = format!("{} GiB", image.size_gib);
+        [image.image_id, image.name, size, image.default_user, image.creation_date, description]
+    });
+    print_table(["IMAGE", "NAME", "SIZE", "USER", "CREATED", "DESCRIPTION"], rows.chain(made).collect());
     Ok(())
 }
 
@@ -149,11 +169,18 @@ fn import(
 
 fn remove(state: &StateDir, image: &str, force: bool) -> Result<()> {
     let library = library(state)?;
+    let made = account_images(state)?;
     let id = match image.parse::<ImageId>() {
+        Ok(id) if made.iter().any(|image| image.image_id == id.as_str()) => {
+            return Err(made_by_account(id.as_str()));
+        }
         Ok(id) => id,
         Err(_) => match library.find_by_name(image)? {
             Some(found) => found.id().clone(),
             None => {
+                if let Some(found) = made.iter().find(|found| found.name == image) {
+                    return Err(made_by_account(&found.image_id));
+                }
                 let message = format!("there is no image with the name {image}");
                 return Err(Error::Refused { message, hint: Some("see them: haar image list".into()) });
             }
@@ -166,6 +193,15 @@ fn remove(state: &StateDir, image: &str, force: bool) -> Result<()> {
             let message = format!("{id} is used by {}: their disks are overlays of it", users.join(", "));
             return Err(Error::Refused { message, hint: Some("terminate them first".into()) });
         }
+        let descendants: Vec<_> = made
+            .iter()
+            .filter(|image| image.library_id.as_deref() == Some(id.as_str()))
+            .map(|image| image.image_id.as_str())
+            .collect();
+        if !descendants.is_empty() {
+            let message = format!("{id} is used by {}, which stand on it", descendants.join(", "));
+            return Err(Error::Refused { message, hint: Some("deregister them first".into()) });
+        }
         // Volumes that outlived their instance, and snapshots.
         let disks = haar_volume::standing_on(&state.volumes(), &state.images().join(id.as_str()));
         let disks = disks.map_err(Error::daemon)?;
@@ -177,6 +213,12 @@ fn remove(state: &StateDir, image: &str, force: bool) -> Result<()> {
     library.remove(&id)?;
     println!("{id} removed");
     tell_daemon(state)
+}
+
+fn made_by_account(id: &str) -> Error {
+    let message = format!("{id} is no image of the library: an account has made it");
+    let hint = format!("deregister it: haar aws ec2 deregister-image --image-id {id}");
+    Error::Refused { message, hint: Some(hint) }
 }
 
 /// The instances that were launched from an image and are not terminated, as the running daemon knows them.

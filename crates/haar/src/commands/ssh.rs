@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use base64::Engine as _;
-use haar_image::{ImageId, Library};
 use roxmltree::{Document, Node};
 
 use super::running;
@@ -31,7 +30,10 @@ pub fn ssh(state: &StateDir, arguments: &Ssh) -> Result<ExitCode> {
     let address = address(&target)?;
     let login = match &arguments.login {
         Some(login) => login.clone(),
-        None => default_user(state, &target.image_id)?,
+        None => client.default_user(&target.instance_id)?.ok_or_else(|| {
+            let message = format!("the image {} is gone, and its user with it", target.image_id);
+            refused(message, "name the user: -l USER")
+        })?,
     };
 
     let mut command = Command::new("ssh");
@@ -162,18 +164,6 @@ fn address(target: &Target) -> Result<String> {
     target.public_address.clone().ok_or_else(|| {
         refused(format!("{id} has no public address"), "log in from an instance of the same VPC")
     })
-}
-
-/// The user of the image, as the image library knows it.
-fn default_user(state: &StateDir, image_id: &str) -> Result<String> {
-    let id: ImageId = image_id.parse()?;
-    match Library::open(state.images())?.get(&id) {
-        Ok(image) => Ok(image.manifest.default_user),
-        Err(haar_image::Error::NotFound(_)) => {
-            Err(refused(format!("the image {id} is gone, and its user with it"), "name the user: -l USER"))
-        }
-        Err(error) => Err(error.into()),
-    }
 }
 
 /// The private key's file, by the key pair's name.

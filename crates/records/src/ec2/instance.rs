@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::{instance_type, wire_enum};
+use super::{ImageBoot, instance_type, wire_enum};
 use crate::{Tags, resource};
 
 /// An instance (`Instance` in the API reference).
@@ -189,6 +189,26 @@ pub struct InstanceSpec {
     /// `CapacityReservationPreference`, as it was asked for.
     #[serde(default)]
     pub capacity_reservation_preference: Option<String>,
+    /// How it boots, which outlives its image; none in records of old, whose image is of the library and says so.
+    #[serde(default)]
+    pub boot: Option<ImageBoot>,
+    /// The image of the library that its image descends from.
+    #[serde(default)]
+    pub library_id: Option<String>,
+    /// The user that has the key pair's key.
+    #[serde(default)]
+    pub default_user: Option<String>,
+}
+
+impl InstanceSpec {
+    /// The image of the library that has the kernel, where the instance boots by one.
+    #[must_use]
+    pub fn kernel_image(&self) -> Option<&str> {
+        match self.boot {
+            Some(ImageBoot::Firmware(_)) => None,
+            Some(ImageBoot::Kernel) | None => Some(self.library_id.as_deref().unwrap_or(&self.image_id)),
+        }
+    }
 }
 
 /// `CpuOptions` of the API reference.

@@ -12,7 +12,9 @@ mod snapshot;
 mod volume;
 mod zones;
 
-pub use image::{BootMode, Image, ImageBoot, ImageState};
+pub use image::{
+    BootMode, DeregistrationProtection, Image, ImageBoot, ImageDevice, ImageState, LaunchPermission,
+};
 pub use instance::{
     BlockDevice, CpuOptions, Instance, InstanceGoal, InstanceSpec, InstanceState, InstanceStatus,
     MetadataOptions, Placement, ShutdownBehavior, StateReason, StatusCheck,

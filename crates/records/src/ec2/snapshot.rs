@@ -48,6 +48,12 @@ pub struct EbsSnapshot {
     pub shared_with: BTreeSet<String>,
     /// Tags.
     pub tags: Tags,
+    /// The image of the library that the volume's disk descends from.
+    #[serde(default)]
+    pub image_id: Option<String>,
+    /// The instance for whose reboot it waits, so that it is taken while the guest is down.
+    #[serde(default)]
+    pub awaits: Option<String>,
 }
 
 impl EbsSnapshot {
@@ -71,6 +77,7 @@ pub struct SnapshotSource {
 
 resource!(EbsSnapshot, "ec2.snapshot",
     "volume" => |s| [s.volume_id.clone()],
+    "awaits" => |s| s.awaits.clone(),
 );
 
 wire_enum! {

@@ -25,7 +25,8 @@ pub struct Volume {
     pub throughput: Option<u32>,
     /// Availability zone.
     pub availability_zone: String,
-    /// The image whose root disk this volume is a copy-on-write overlay of.
+    /// The image of the library that its disk descends from: if it was made from no snapshot, it is an overlay of the image's root
+    /// disk.
     pub image_id: Option<String>,
     /// The snapshot that this volume was made from.
     #[serde(default)]

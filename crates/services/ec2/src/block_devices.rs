@@ -1,10 +1,11 @@
 //! Block device mappings: from what RunInstances says and what the image says to the volumes of an instance.
 
 use haar_api::Error;
-use haar_records::ec2::{Image, VolumeType};
+use haar_records::ec2::{EbsSnapshot, Image, ImageDevice, VolumeType};
+use haar_store::Tx;
 
 use crate::error::{Result, combination, invalid_value, missing, unsupported};
-use crate::model;
+use crate::{Scope, model, snapshots};
 
 /// Device names that EC2 takes for EBS volumes, as `/dev/sda1`, `/dev/sdf`, `/dev/xvda`, `xvdb` (EC2 User Guide, "Device
 /// names for volumes on Amazon EC2 instances").
@@ -31,8 +32,10 @@ pub struct VolumePlan {
     pub throughput: Option<u32>,
     /// Goes with the instance.
     pub delete_on_termination: bool,
-    /// Is an overlay of the image's root disk.
-    pub root: bool,
+    /// The snapshot that it is made from, with the size of its volume in GiB.
+    pub snapshot: Option<(String, u32)>,
+    /// The image of the library that its disk descends from: of whose root disk it is an overlay, if it is made from no snapshot.
+    pub image_id: Option<String>,
 }
 
 /// Limits of a volume type ("Amazon EBS volume types", EBS User Guide).
@@ -137,96 +140,229 @@ pub fn check_volume(
     Ok((iops, throughput))
 }
 
-/// The volumes of an instance of `image` that is launched with `mappings`: its root volume first.
+/// `InvalidBlockDeviceMapping`.
+pub(crate) fn bad_mapping(message: impl Into<String>) -> Error {
+    Error::new("InvalidBlockDeviceMapping", message)
+}
+
+/// IOPS of a volume of a type that they are asked for of; those that a type has by its size are not.
+pub(crate) fn provisioned(volume_type: VolumeType, iops: Option<u32>) -> Option<u32> {
+    iops.filter(|_| limits(volume_type).iops.is_some())
+}
+
+/// The mappings of a request by the names of their devices, each of which may come once.
 ///
 /// # Errors
-/// `InvalidBlockDeviceMapping`, `MissingParameter` and the errors of [`check_volume`].
-pub fn plan(image: &Image, mappings: &[model::BlockDeviceMapping]) -> Result<Vec<VolumePlan>> {
-    let mut root = VolumePlan {
-        device_name: image.root_device_name.clone(),
-        size_gib: image.root_size_gib,
-        volume_type: VolumeType::Gp2,
-        iops: Some(gp2_iops(image.root_size_gib)),
-        throughput: None,
-        delete_on_termination: true,
-        root: true,
-    };
-    let mut others: Vec<VolumePlan> = Vec::new();
-    let mut seen: Vec<&str> = Vec::new();
+/// `InvalidBlockDeviceMapping`, `MissingParameter`.
+pub(crate) fn by_name(
+    mappings: &[model::BlockDeviceMapping],
+) -> Result<Vec<(&str, &model::BlockDeviceMapping)>> {
+    let mut found: Vec<(&str, &model::BlockDeviceMapping)> = Vec::with_capacity(mappings.len());
     for mapping in mappings {
         let Some(name) = mapping.device_name.as_deref() else {
             return Err(missing("BlockDeviceMapping.DeviceName"));
         };
         if !valid_device_name(name) {
-            return Err(Error::new("InvalidBlockDeviceMapping", format!("Invalid device name {name}")));
+            return Err(bad_mapping(format!("Invalid device name {name}")));
         }
-        if seen.contains(&name) {
-            return Err(Error::new(
-                "InvalidBlockDeviceMapping",
-                format!("The device '{name}' is used in more than one block-device mapping"),
-            ));
+        if found.iter().any(|(known, _)| *known == name) {
+            return Err(bad_mapping(format!(
+                "The device '{name}' is used in more than one block-device mapping"
+            )));
         }
-        seen.push(name);
+        if mapping.no_device.is_none() && mapping.ebs.is_none() {
+            return Err(bad_mapping(format!(
+                "The mapping of the device '{name}' must contain Ebs or NoDevice"
+            )));
+        }
+        found.push((name, mapping));
+    }
+    Ok(found)
+}
+
+/// The volumes of an instance of `image` that is launched with `mappings`: its root volume first.
+///
+/// # Errors
+/// `InvalidBlockDeviceMapping`, `MissingParameter`, those of a snapshot that cannot be used and those of [`check_volume`].
+pub fn plan(
+    tx: &mut Tx,
+    scope: Scope<'_>,
+    image: &Image,
+    mappings: &[model::BlockDeviceMapping],
+) -> Result<Vec<VolumePlan>> {
+    let mut volumes = of_image(tx, image)?;
+    for (name, mapping) in by_name(mappings)? {
+        let position = volumes.iter().position(|volume| volume.device_name == name);
         let is_root = name == image.root_device_name;
         if mapping.no_device.is_some() {
             if is_root {
-                return Err(Error::new(
-                    "InvalidBlockDeviceMapping",
-                    format!("The root device '{name}' cannot be left out"),
-                ));
+                return Err(bad_mapping(format!("The root device '{name}' cannot be left out")));
             }
+            position.map(|position| volumes.remove(position));
             continue;
         }
-        let Some(ebs) = mapping.ebs.as_ref() else {
-            return Err(Error::new(
-                "InvalidBlockDeviceMapping",
-                format!("The mapping of the device '{name}' must contain Ebs or NoDevice"),
-            ));
-        };
-        if ebs.encrypted == Some(true) {
-            return Err(unsupported("The parameter BlockDeviceMapping.Ebs.Encrypted is not supported."));
+        let base = position.map(|position| volumes[position].clone());
+        if is_root
+            && let (Some(base), Some(ebs)) = (&base, &mapping.ebs)
+            && let Some(given) = ebs.snapshot_id.as_deref()
+            && base.snapshot.as_ref().is_none_or(|(own, _)| own != given)
+        {
+            return Err(bad_mapping(format!(
+                "The snapshot of the root device '{name}' cannot be other than that of the image '{}'",
+                image.id
+            )));
         }
-        let size_gib = match ebs.volume_size {
-            Some(size) => u32::try_from(size)
-                .map_err(|_| invalid_value(format!("Value ({size}) for parameter VolumeSize is invalid.")))?,
-            None if is_root => image.root_size_gib,
-            None => {
-                return Err(Error::new(
-                    "MissingParameter",
-                    format!(
-                        "The request must contain the parameter size or snapshotId for the device '{name}'"
-                    ),
-                ));
-            }
-        };
-        if is_root && size_gib < image.root_size_gib {
-            return Err(Error::new(
-                "InvalidBlockDeviceMapping",
-                format!(
-                    "Volume of size {size_gib}GB is smaller than the root disk of image '{}', expect size >= {}GB",
-                    image.id, image.root_size_gib
-                ),
-            ));
+        if is_root
+            && let Some(size) = mapping.ebs.as_ref().and_then(|ebs| ebs.volume_size)
+            && u32::try_from(size).is_ok_and(|size| size < least_root_size(image, base.as_ref()))
+        {
+            return Err(bad_mapping(format!(
+                "Volume of size {size}GB is smaller than the root disk of image '{}', expect size >= {}GB",
+                image.id,
+                least_root_size(image, base.as_ref())
+            )));
         }
-        let volume_type = ebs.volume_type.map_or(VolumeType::Gp2, record_type);
-        let (iops, throughput) = check_volume(volume_type, size_gib, ebs.iops, ebs.throughput)?;
-        let planned = VolumePlan {
-            device_name: name.to_owned(),
-            size_gib,
-            volume_type,
-            iops,
-            throughput,
-            delete_on_termination: ebs.delete_on_termination.unwrap_or(true),
-            root: is_root,
-        };
-        if is_root {
-            root = planned;
-        } else {
-            others.push(planned);
+        let planned = plan_one(tx, scope, base, mapping)?;
+        match position {
+            Some(position) => volumes[position] = planned,
+            None => volumes.push(planned),
         }
     }
-    others.insert(0, root);
-    Ok(others)
+    let root = volumes.iter().position(|volume| volume.device_name == image.root_device_name);
+    if let Some(root) = root {
+        volumes[..=root].rotate_right(1);
+    }
+    Ok(volumes)
+}
+
+/// What a root volume must at least have: the disk of the image.
+fn least_root_size(image: &Image, root: Option<&VolumePlan>) -> u32 {
+    match root.and_then(|root| root.snapshot.as_ref()) {
+        Some((_, size)) => *size,
+        None => image.root_size_gib,
+    }
+}
+
+/// The volumes that an image alone asks for.
+fn of_image(tx: &Tx, image: &Image) -> Result<Vec<VolumePlan>> {
+    if image.devices.is_empty() {
+        return Ok(vec![VolumePlan {
+            device_name: image.root_device_name.clone(),
+            size_gib: image.root_size_gib,
+            volume_type: VolumeType::Gp2,
+            iops: Some(gp2_iops(image.root_size_gib)),
+            throughput: None,
+            delete_on_termination: true,
+            snapshot: None,
+            image_id: Some(image.id.clone()),
+        }]);
+    }
+    let volume = |device: &ImageDevice| {
+        let signed = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
+        let (iops, throughput) = check_volume(
+            device.volume_type,
+            device.size_gib,
+            device.iops.map(signed),
+            device.throughput.map(signed),
+        )?;
+        // Its snapshot stays as long as the image.
+        let snapshot = device
+            .snapshot_id
+            .as_ref()
+            .and_then(|id| tx.snapshot().get::<EbsSnapshot>(&image.account, &image.region, id));
+        Ok(VolumePlan {
+            device_name: device.device_name.clone(),
+            size_gib: device.size_gib,
+            volume_type: device.volume_type,
+            iops,
+            throughput,
+            delete_on_termination: device.delete_on_termination,
+            image_id: snapshot.as_ref().and_then(|snapshot| snapshot.image_id.clone()),
+            snapshot: device
+                .snapshot_id
+                .clone()
+                .map(|id| (id, snapshot.map_or(device.size_gib, |snapshot| snapshot.volume_size_gib))),
+        })
+    };
+    image.devices.iter().map(volume).collect()
+}
+
+/// The volume that a mapping with `Ebs` asks for: what it does not say is as in `base`, the image's mapping of the device.
+///
+/// # Errors
+/// As [`plan`].
+pub(crate) fn plan_one(
+    tx: &mut Tx,
+    scope: Scope<'_>,
+    base: Option<VolumePlan>,
+    mapping: &model::BlockDeviceMapping,
+) -> Result<VolumePlan> {
+    let name = mapping.device_name.as_deref().unwrap_or_default();
+    let ebs = mapping.ebs.clone().unwrap_or_default();
+    if ebs.encrypted == Some(true) {
+        return Err(unsupported("The parameter BlockDeviceMapping.Ebs.Encrypted is not supported."));
+    }
+    let mut snapshot = base.as_ref().and_then(|base| base.snapshot.clone());
+    let mut image_id = base.as_ref().and_then(|base| base.image_id.clone());
+    if let Some(given) = ebs.snapshot_id.as_deref()
+        && snapshot.as_ref().is_none_or(|(own, _)| own != given)
+    {
+        let found = snapshots::complete(scope, tx, given)?;
+        image_id = found.image_id;
+        snapshot = Some((found.id, found.volume_size_gib));
+    }
+    let base_size = base.as_ref().map(|base| base.size_gib);
+    let least = snapshot.as_ref().map(|(_, size)| *size);
+    let size_gib = match ebs.volume_size {
+        Some(size) => u32::try_from(size)
+            .map_err(|_| invalid_value(format!("Value ({size}) for parameter VolumeSize is invalid.")))?,
+        None => base_size.max(least).ok_or_else(|| {
+            Error::new(
+                "MissingParameter",
+                format!("The request must contain the parameter size or snapshotId for the device '{name}'"),
+            )
+        })?,
+    };
+    if let Some((id, least)) = snapshot.as_ref().filter(|(_, least)| size_gib < *least) {
+        return Err(bad_mapping(format!(
+            "Volume of size {size_gib}GB is smaller than snapshot '{id}', expect size >= {least}GB"
+        )));
+    }
+    let volume_type = match (ebs.volume_type, &base) {
+        (Some(given), _) => record_type(given),
+        (None, Some(base)) => base.volume_type,
+        (None, None) => VolumeType::Gp2,
+    };
+    // What the image provisions goes with its type.
+    let same = base.as_ref().filter(|base| base.volume_type == volume_type);
+    let signed = |number: Option<u32>| number.and_then(|number| i32::try_from(number).ok());
+    let iops = ebs.iops.or_else(|| signed(provisioned(volume_type, same?.iops)));
+    let throughput = ebs.throughput.or_else(|| signed(same?.throughput));
+    let (iops, throughput) = check_volume(volume_type, size_gib, iops, throughput)?;
+    let goes = base.as_ref().is_none_or(|base| base.delete_on_termination);
+    Ok(VolumePlan {
+        device_name: name.to_owned(),
+        size_gib,
+        volume_type,
+        iops,
+        throughput,
+        delete_on_termination: ebs.delete_on_termination.unwrap_or(goes),
+        snapshot,
+        image_id,
+    })
+}
+
+/// A device of an image, which its instances have as planned.
+pub(crate) fn to_image(planned: &VolumePlan) -> ImageDevice {
+    ImageDevice {
+        device_name: planned.device_name.clone(),
+        snapshot_id: planned.snapshot.as_ref().map(|(id, _)| id.clone()),
+        size_gib: planned.size_gib,
+        volume_type: planned.volume_type,
+        iops: provisioned(planned.volume_type, planned.iops),
+        throughput: planned.throughput,
+        delete_on_termination: planned.delete_on_termination,
+    }
 }
 
 /// The record's form of a volume type.

@@ -106,7 +106,12 @@ delegate! {
         describe_dhcp_options(DescribeDhcpOptionsRequest) -> DescribeDhcpOptionsResult;
     }
     images {
+        create_image(CreateImageRequest) -> CreateImageResult;
+        deregister_image(DeregisterImageRequest) -> DeregisterImageResult;
+        describe_image_attribute(DescribeImageAttributeRequest) -> ImageAttribute;
         describe_images(DescribeImagesRequest) -> DescribeImagesResult;
+        modify_image_attribute(ModifyImageAttributeRequest) -> ();
+        reset_image_attribute(ResetImageAttributeRequest) -> ();
     }
     instance_types {
         describe_instance_type_offerings(DescribeInstanceTypeOfferingsRequest) -> DescribeInstanceTypeOfferingsResult;

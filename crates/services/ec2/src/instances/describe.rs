@@ -57,7 +57,9 @@ pub(super) fn to_api(snapshot: &Snapshot, instance: &Instance) -> model::Instanc
     let (account, region) = (&instance.account, &instance.region);
     let spec = &instance.spec;
     let there = instance.status.state != InstanceState::Terminated;
-    let image = snapshot.get::<Image>(GLOBAL_ACCOUNT, GLOBAL_REGION, &spec.image_id);
+    // Records of old do not say how they boot; their images are of the library.
+    let image = || snapshot.get::<Image>(GLOBAL_ACCOUNT, GLOBAL_REGION, &spec.image_id);
+    let boot = spec.boot.clone().or_else(|| Some(image()?.boot.clone()));
     let interfaces: Vec<_> = spec
         .network_interfaces
         .iter()
@@ -141,7 +143,7 @@ pub(super) fn to_api(snapshot: &Snapshot, instance: &Instance) -> model::Instanc
         hibernation_options: Some(model::HibernationOptions { configured: Some(false) }),
         metadata_options: Some(metadata_options::to_api(instance)),
         enclave_options: Some(model::EnclaveOptions { enabled: Some(false) }),
-        boot_mode: image.as_ref().and_then(|image| images::boot_mode(&image.boot)),
+        boot_mode: boot.as_ref().and_then(images::boot_mode),
         platform_details: Some("Linux/UNIX".to_owned()),
         usage_operation: Some("RunInstances".to_owned()),
         usage_operation_update_time: Some(instance.launch_time),

@@ -151,8 +151,13 @@ impl View {
         if snapshot.revision() == self.snapshot.revision() {
             return;
         }
-        // Images are few and seldom change, and how a running instance looks depends on its image's boot mode.
-        if snapshot.changes_since::<Image>(&self.snapshot).next().is_some() {
+        // How an instance looks whose record is of old depends on how its image boots, which is of the library.
+        let boots =
+            |image: Option<&Entry<Image>>| image.map(|image| (image.is_of_library(), image.boot.clone()));
+        if snapshot
+            .changes_since::<Image>(&self.snapshot)
+            .any(|(before, after)| boots(before) != boots(after))
+        {
             *self = View::new(ctx, snapshot);
             return;
         }
@@ -237,7 +242,9 @@ impl View {
 #[cfg(test)]
 mod tests {
     use haar_api::xml::Writer;
-    use haar_records::ec2::{BootMode, ImageBoot, ImageState, InstanceState};
+    use haar_records::ec2::{
+        BootMode, DeregistrationProtection, ImageBoot, ImageState, InstanceState, LaunchPermission,
+    };
     use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION, Tags};
     use haar_store::Tx;
     use proptest::prelude::*;
@@ -295,6 +302,16 @@ mod tests {
             boot: ImageBoot::Firmware(BootMode::LegacyBios),
             default_user: "root".into(),
             tags: Tags::new(),
+            state_reason: None,
+            devices: Vec::new(),
+            library_id: None,
+            source_instance_id: None,
+            launch_permission: LaunchPermission::default(),
+            last_launched: None,
+            copied_from: None,
+            deprecate_at: None,
+            imds_v2: false,
+            protection: DeregistrationProtection::Disabled,
         }
     }
 

@@ -1,15 +1,21 @@
 //! How instances reach their metadata service.
 
 use haar_api::Context;
-use haar_records::ec2::{Instance, InstanceState, MetadataOptions};
+use haar_records::ec2::{Image, Instance, InstanceState, MetadataOptions};
 
 use crate::error::{Result, combination, invalid_parameter, missing, unsupported};
 use crate::handlers::Handlers;
 use crate::{model, tags};
 
-/// The options of a launch, over the defaults of an image without `ImdsSupport`.
-pub(super) fn of_launch(input: Option<&model::InstanceMetadataOptionsRequest>) -> Result<MetadataOptions> {
+/// The options of a launch, over the defaults of the image: with `ImdsSupport`, version 2 alone and one more hop, for containers.
+pub(super) fn of_launch(
+    image: &Image,
+    input: Option<&model::InstanceMetadataOptionsRequest>,
+) -> Result<MetadataOptions> {
     let mut options = MetadataOptions::default();
+    if image.imds_v2 {
+        (options.http_tokens_required, options.hop_limit) = (true, 2);
+    }
     if let Some(input) = input {
         change(&mut options, input)?;
     }

@@ -94,7 +94,7 @@ fn plan(scope: Scope<'_>, tx: &mut Tx, input: &model::RunInstancesRequest) -> Re
     let placement = options::placement(scope, tx, input.placement.as_ref(), instance_type)?;
     let capacity_reservation_preference =
         options::capacity_reservation(input.capacity_reservation_specification.as_ref())?;
-    let image = images::launchable(tx, image_id)?;
+    let image = images::launchable(tx, scope, image_id)?;
     let key = match input.key_name.as_deref() {
         Some(name) => {
             let key = key_pairs::find_by_name(tx, scope, name)?;
@@ -103,7 +103,7 @@ fn plan(scope: Scope<'_>, tx: &mut Tx, input: &model::RunInstancesRequest) -> Re
         None => None,
     };
     let interfaces = plan_interfaces(scope, tx, input, instance_type)?;
-    let volumes = block_devices::plan(&image, &input.block_device_mappings)?;
+    let volumes = block_devices::plan(tx, scope, &image, &input.block_device_mappings)?;
     if volumes.len() > instance_type.max_ebs_attachments as usize {
         return Err(Error::new(
             "AttachmentLimitExceeded",
@@ -111,7 +111,7 @@ fn plan(scope: Scope<'_>, tx: &mut Tx, input: &model::RunInstancesRequest) -> Re
         ));
     }
     let mut by_type = tags::of_new(&input.tag_specifications, &["instance", "volume", "network-interface"])?;
-    let metadata_options = metadata_options::of_launch(input.metadata_options.as_ref())?;
+    let metadata_options = metadata_options::of_launch(&image, input.metadata_options.as_ref())?;
     if metadata_options.instance_tags {
         tags::check_for_metadata(by_type.get("instance").into_iter().flatten().map(|(key, _)| key.as_str()))?;
     }
@@ -164,6 +164,7 @@ fn create(
         Wanted { hardware: plan.instance_type, zone: &subnet.availability_zone, placement: &plan.placement };
     let least = input.min_count.unsigned_abs();
     let count = config.capacity.give(tx, Scope::from(ctx), &wanted, least, count)?;
+    images::launched(ctx, tx, &plan.image);
     let reservation_id = haar_core::new_id("r");
     for launch_index in 0..count {
         create_one(ctx, tx, input, plan, config, &reservation_id, launch_index.cast_signed())?;
@@ -224,6 +225,13 @@ fn create_one(
             cpu_options: plan.cpu_options,
             placement,
             capacity_reservation_preference: plan.capacity_reservation_preference.clone(),
+            boot: Some(plan.image.boot.clone()),
+            library_id: if plan.image.is_of_library() {
+                Some(plan.image.id.clone())
+            } else {
+                plan.image.library_id.clone()
+            },
+            default_user: Some(plan.image.default_user.clone()),
         },
         status: InstanceStatus::pending(),
     });
@@ -282,8 +290,8 @@ fn create_volume(
         iops: volume.iops,
         throughput: volume.throughput,
         availability_zone: subnet.availability_zone.clone(),
-        image_id: volume.root.then(|| plan.image.id.clone()),
-        snapshot_id: None,
+        image_id: volume.image_id.clone(),
+        snapshot_id: volume.snapshot.as_ref().map(|(id, _)| id.clone()),
         create_time: ctx.now,
         state: VolumeState::Creating,
         error: None,

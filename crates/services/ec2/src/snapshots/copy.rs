@@ -1,6 +1,9 @@
 //! `CopySnapshot`.
 
+use std::collections::BTreeSet;
+
 use haar_api::{Context, Error};
+use haar_records::Tags;
 use haar_records::ec2::{EbsSnapshot, REGIONS, SnapshotSource, SnapshotState};
 use haar_store::{Entry, Tx};
 
@@ -40,34 +43,41 @@ pub async fn copy_snapshot(
     ids::SNAPSHOT.check(id)?;
     haar_core::transact(&handlers.store, ctx, |tx| {
         let source = source(ctx, tx, region, id)?;
-        let copy = EbsSnapshot {
-            account: ctx.account.clone(),
-            region: ctx.region.clone(),
-            id: ids::SNAPSHOT.generate(),
-            volume_id: NO_VOLUME.to_owned(),
-            volume_size_gib: source.volume_size_gib,
-            state: SnapshotState::Pending,
-            state_message: None,
-            start_time: ctx.now,
-            completion_time: None,
-            description: description.clone(),
-            set: Vec::new(),
-            deleted: false,
-            copy_of: Some(SnapshotSource {
-                account: source.account.clone(),
-                region: source.region.clone(),
-                id: source.id.clone(),
-            }),
-            public: false,
-            shared_with: Default::default(),
-            tags: tags.clone(),
-        };
+        let copy = of_snapshot(ctx, &source, &description, tags.clone());
         let answer =
             model::CopySnapshotResult { snapshot_id: Some(copy.id.clone()), tags: tags::to_api(&copy.tags) };
         tx.put(copy);
         Ok(answer)
     })
     .await
+}
+
+/// A copy of a snapshot, to be made.
+pub(crate) fn of_snapshot(ctx: &Context, source: &EbsSnapshot, description: &str, tags: Tags) -> EbsSnapshot {
+    EbsSnapshot {
+        account: ctx.account.clone(),
+        region: ctx.region.clone(),
+        id: ids::SNAPSHOT.generate(),
+        volume_id: NO_VOLUME.to_owned(),
+        volume_size_gib: source.volume_size_gib,
+        state: SnapshotState::Pending,
+        state_message: None,
+        start_time: ctx.now,
+        completion_time: None,
+        description: description.to_owned(),
+        set: Vec::new(),
+        deleted: false,
+        copy_of: Some(SnapshotSource {
+            account: source.account.clone(),
+            region: source.region.clone(),
+            id: source.id.clone(),
+        }),
+        public: false,
+        shared_with: BTreeSet::new(),
+        tags,
+        image_id: source.image_id.clone(),
+        awaits: None,
+    }
 }
 
 /// The snapshot that is to be copied, which the caller may make volumes from.

@@ -6,7 +6,7 @@ mod sharing;
 use haar_api::{Context, Error};
 use haar_core::FilterTable;
 use haar_records::Tags;
-use haar_records::ec2::{EbsSnapshot, SnapshotState, Volume, VolumeState};
+use haar_records::ec2::{EbsSnapshot, Image, SnapshotState, Volume, VolumeState};
 use haar_store::{Entry, Resource, Snapshot as Records, Tx};
 
 pub use copy::copy_snapshot;
@@ -15,7 +15,7 @@ pub use sharing::{describe_snapshot_attribute, modify_snapshot_attribute, reset_
 use crate::describe::{Kind, Request};
 use crate::error::{Result, combination, invalid_value, missing, shorten};
 use crate::handlers::Handlers;
-use crate::{ids, instances, model, tags, volumes};
+use crate::{Scope, ids, instances, model, tags, volumes};
 
 /// The longest description ("CreateSnapshot" says none; AWS takes 255 characters).
 const MAX_DESCRIPTION: usize = 255;
@@ -69,6 +69,21 @@ fn shared_with<'a>(
     records.list_all::<EbsSnapshot>().filter(move |found| {
         found.account != account && found.region == region && found.is_restorable_by(account)
     })
+}
+
+/// The snapshot with this id, of which volumes can be made.
+pub(crate) fn complete(scope: Scope<'_>, tx: &mut Tx, id: &str) -> Result<EbsSnapshot> {
+    let found = restorable(tx, scope.account, scope.region, id)?;
+    if found.state != SnapshotState::Completed {
+        let message = format!("Snapshot '{id}' is not in the 'completed' state.");
+        return Err(Error::new("IncorrectState", message));
+    }
+    Ok(EbsSnapshot::clone(&found))
+}
+
+/// The image that stands on a snapshot, if one does.
+pub(crate) fn image_on(ctx: &Context, tx: &mut Tx, id: &str) -> Option<String> {
+    tx.by_index::<Image>(&ctx.account, &ctx.region, "snapshot", id).next().map(|image| image.id.clone())
 }
 
 /// `CreateSnapshot`.
@@ -152,7 +167,13 @@ fn check_description(description: Option<String>) -> Result<String> {
     Ok(description)
 }
 
-fn of_volume(ctx: &Context, volume: &Volume, description: &str, tags: Tags) -> Result<EbsSnapshot> {
+/// A snapshot of a volume, to be taken.
+pub(crate) fn of_volume(
+    ctx: &Context,
+    volume: &Volume,
+    description: &str,
+    tags: Tags,
+) -> Result<EbsSnapshot> {
     if !matches!(volume.state, VolumeState::Available | VolumeState::InUse) {
         let message = format!("Volume '{}' is in the '{}' state.", volume.id, volume.state);
         return Err(Error::new("IncorrectState", message));
@@ -174,6 +195,8 @@ fn of_volume(ctx: &Context, volume: &Volume, description: &str, tags: Tags) -> R
         public: false,
         shared_with: Default::default(),
         tags,
+        image_id: volume.image_id.clone(),
+        awaits: None,
     })
 }
 
@@ -185,6 +208,10 @@ pub async fn delete_snapshot(
 ) -> Result<()> {
     haar_core::transact(&handlers.store, ctx, |tx| {
         let snapshot = by_id(ctx, tx, &input.snapshot_id)?;
+        if let Some(image_id) = image_on(ctx, tx, &snapshot.id) {
+            let message = format!("The snapshot {} is currently in use by {image_id}", snapshot.id);
+            return Err(Error::new("InvalidSnapshot.InUse", message));
+        }
         tx.put(EbsSnapshot { deleted: true, ..snapshot });
         Ok(())
     })

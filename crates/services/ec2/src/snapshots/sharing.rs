@@ -194,6 +194,8 @@ mod tests {
             public: false,
             shared_with: Default::default(),
             tags: Tags::new(),
+            image_id: None,
+            awaits: None,
         };
         crate::testing::write(&handlers.store, |tx| {
             tx.put(snapshot.clone());

@@ -40,7 +40,7 @@ pub async fn create_volume(
                 iops,
                 throughput,
                 availability_zone: availability_zone.clone(),
-                image_id: None,
+                image_id: input.snapshot_id.as_deref().and_then(|id| descent(ctx, tx, id)),
                 snapshot_id: input.snapshot_id.clone(),
                 create_time: ctx.now,
                 state: VolumeState::Creating,
@@ -89,6 +89,11 @@ fn size(ctx: &Context, tx: &mut Tx, input: &model::CreateVolumeRequest) -> Resul
             }
         }
     }
+}
+
+/// The image of the library that a snapshot descends from.
+fn descent(ctx: &Context, tx: &mut Tx, snapshot_id: &str) -> Option<String> {
+    snapshots::restorable(tx, &ctx.account, &ctx.region, snapshot_id).ok()?.image_id.clone()
 }
 
 /// The name of the zone that a request names or tells the id of.

@@ -1,0 +1,393 @@
+"""Images that accounts make: of instances that run and that are stopped, what is launched from them, and what they cost."""
+
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+from conftest import Launcher, image_id, open_group, save_key
+from support.machine import processes, wait_for
+from test_crash import start_again
+from test_snapshots import find, read, remove, write
+from test_volumes import attach, create, delete, detach, disk, home, refusal
+
+
+def described(client, image: str, **parameters) -> dict:
+    return client.describe_images(ImageIds=[image], **parameters)["Images"][0]
+
+
+def snapshots_of(client, image: str) -> list[str]:
+    devices = described(client, image)["BlockDeviceMappings"]
+    return [device["Ebs"]["SnapshotId"] for device in devices if device["Ebs"].get("SnapshotId")]
+
+
+def wait_for_image(client, image: str, timeout: float = 180) -> dict:
+    def available():
+        found = described(client, image)
+        assert found["State"] in ("pending", "available"), found
+        return found if found["State"] == "available" else None
+
+    return wait_for(available, timeout, 0.2, f"{image} did not become available")
+
+
+def deregister(client, *images: str) -> None:
+    for image in images:
+        client.deregister_image(ImageId=image, DeleteAssociatedSnapshots=True)
+
+
+def used(daemon, name: str) -> int:
+    """The bytes that a volume or a snapshot takes on the host."""
+    return os.stat(daemon.state_dir / "volumes" / f"{name}.qcow2").st_blocks * 512
+
+
+# --- the API ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def source(sim, sim_image):
+    """An instance that is running, as far as it is one."""
+    answer = sim.run_instances(ImageId=sim_image, InstanceType="t3.nano", MinCount=1, MaxCount=1)
+    instance = answer["Instances"][0]["InstanceId"]
+    sim.get_waiter("instance_running").wait(InstanceIds=[instance], WaiterConfig={"Delay": 1})
+    yield instance
+    sim.terminate_instances(InstanceIds=[instance])
+
+
+def test_an_image_of_an_instance_is_described(sim, source, simulated):
+    tags = [{"Key": "Name", "Value": "golden"}]
+    specifications = [{"ResourceType": kind, "Tags": tags} for kind in ("image", "snapshot")]
+    image = sim.create_image(InstanceId=source, Name="web 1", Description="what it is", TagSpecifications=specifications)["ImageId"]
+    assert sim.describe_images(ImageIds=[image])["Images"][0]["State"] in ("pending", "available")
+    found = wait_for_image(sim, image)
+    account = simulated.credentials["account_id"]
+    assert (found["Name"], found["Description"], found["OwnerId"]) == ("web 1", "what it is", account)
+    assert (found["Public"], found["Tags"], found["SourceInstanceId"]) == (False, tags, source)
+    assert found["ImageLocation"] == f"{account}/web 1"
+    (device,) = found["BlockDeviceMappings"]
+    assert device["DeviceName"] == found["RootDeviceName"]
+    snapshot = find(sim, device["Ebs"]["SnapshotId"])
+    assert snapshot["Description"] == f"Created by CreateImage({source}) for {image}"
+    assert (snapshot["Tags"], snapshot["State"]) == (tags, "completed")
+    for name, value in [
+        ("name", "web*"),
+        ("is-public", "false"),
+        ("owner-id", account),
+        ("source-instance-id", source),
+        ("block-device-mapping.snapshot-id", snapshot["SnapshotId"]),
+        ("tag:Name", "golden"),
+        ("description", "what*"),
+    ]:
+        answer = sim.describe_images(Filters=[{"Name": name, "Values": [value]}])["Images"]
+        assert image in [i["ImageId"] for i in answer], name
+    assert [i["ImageId"] for i in sim.describe_images(Owners=["self"], ExecutableUsers=["all"])["Images"]].count(image) == 0
+
+    # A name is given once; the snapshot stays as long as the image.
+    assert refusal(sim.create_image, InstanceId=source, Name="web 1") == (
+        "InvalidAMIName.Duplicate",
+        f"AMI name web 1 is already in use by AMI {image}",
+    )
+    code, message = refusal(sim.delete_snapshot, SnapshotId=snapshot["SnapshotId"])
+    assert code == "InvalidSnapshot.InUse" and image in message
+    answer = sim.deregister_image(ImageId=image)
+    assert answer["Return"] and not answer.get("DeleteSnapshotResults")
+    assert refusal(sim.describe_images, ImageIds=[image])[0] == "InvalidAMIID.NotFound"
+    assert refusal(sim.deregister_image, ImageId=image)[0] == "InvalidAMIID.NotFound"
+    assert refusal(sim.run_instances, ImageId=image, InstanceType="t3.nano", MinCount=1, MaxCount=1)[0] == "InvalidAMIID.NotFound"
+    remove(sim, [snapshot["SnapshotId"]])
+
+
+def test_an_image_has_the_devices_that_are_asked_for(sim, source):
+    volume = create(sim, Size=8, VolumeType="gp3", Iops=4000)
+    attach(sim, volume, source, "/dev/sdf")
+    other = create(sim, Size=2)
+    attach(sim, other, source, "/dev/sdg")
+    image = sim.create_image(
+        InstanceId=source,
+        Name="devices",
+        NoReboot=True,
+        BlockDeviceMappings=[
+            {"DeviceName": "/dev/sdf", "Ebs": {"DeleteOnTermination": True}},
+            {"DeviceName": "/dev/sdg", "NoDevice": ""},
+            {"DeviceName": "/dev/sdh", "Ebs": {"VolumeSize": 7}},
+        ],
+    )["ImageId"]
+    found = {d["DeviceName"]: d["Ebs"] for d in wait_for_image(sim, image)["BlockDeviceMappings"]}
+    root = described(sim, image)["RootDeviceName"]
+    assert sorted(found) == sorted([root, "/dev/sdf", "/dev/sdh"])
+    assert [found["/dev/sdf"][k] for k in ("VolumeSize", "VolumeType", "Iops", "DeleteOnTermination")] == [8, "gp3", 4000, True]
+    assert found["/dev/sdh"]["VolumeSize"] == 7 and "SnapshotId" not in found["/dev/sdh"]
+    assert find(sim, found["/dev/sdf"]["SnapshotId"])["VolumeId"] == volume
+
+    # A launch may have them otherwise.
+    answer = sim.run_instances(
+        ImageId=image,
+        InstanceType="t3.nano",
+        MinCount=1,
+        MaxCount=1,
+        BlockDeviceMappings=[
+            {"DeviceName": "/dev/sdf", "Ebs": {"VolumeSize": 9, "DeleteOnTermination": False}},
+            {"DeviceName": "/dev/sdh", "NoDevice": ""},
+            {"DeviceName": "/dev/sdi", "Ebs": {"SnapshotId": found["/dev/sdf"]["SnapshotId"]}},
+        ],
+    )
+    launched = answer["Instances"][0]["InstanceId"]
+    volumes = sim.describe_volumes(Filters=[{"Name": "attachment.instance-id", "Values": [launched]}])["Volumes"]
+    volumes = {v["Attachments"][0]["Device"]: v for v in volumes}
+    assert sorted(volumes) == sorted([root, "/dev/sdf", "/dev/sdi"])
+    assert volumes[root]["SnapshotId"] == found[root]["SnapshotId"]
+    kept = volumes["/dev/sdf"]
+    assert (kept["Size"], kept["VolumeType"], kept["Iops"]) == (9, "gp3", 4000)
+    assert not kept["Attachments"][0]["DeleteOnTermination"]
+    assert (volumes["/dev/sdi"]["Size"], volumes["/dev/sdi"]["SnapshotId"]) == (8, found["/dev/sdf"]["SnapshotId"])
+    for mapping in [
+        {"DeviceName": "/dev/sdf", "Ebs": {"VolumeSize": 2}},
+        {"DeviceName": root, "Ebs": {"SnapshotId": found["/dev/sdf"]["SnapshotId"]}},
+        {"DeviceName": root, "NoDevice": ""},
+        {"DeviceName": "/dev/sdj", "Ebs": {"SnapshotId": found["/dev/sdf"]["SnapshotId"], "VolumeSize": 1}},
+    ]:
+        parameters = {"ImageId": image, "InstanceType": "t3.nano", "MinCount": 1, "MaxCount": 1}
+        assert refusal(sim.run_instances, **parameters, BlockDeviceMappings=[mapping])[0] == "InvalidBlockDeviceMapping", mapping
+    results = sim.deregister_image(ImageId=image, DeleteAssociatedSnapshots=True)["DeleteSnapshotResults"]
+    assert {r["ReturnCode"] for r in results} == {"success"} and len(results) == 2
+    sim.terminate_instances(InstanceIds=[launched])
+    sim.get_waiter("instance_terminated").wait(InstanceIds=[launched], WaiterConfig={"Delay": 1})
+    delete(sim, kept["VolumeId"])
+    for name in (volume, other):
+        detach(sim, name)
+        delete(sim, name)
+
+
+@pytest.mark.parametrize(
+    "parameters, code",
+    [
+        ({"Name": "a!b"}, "InvalidAMIName.Malformed"),
+        ({"InstanceId": "i-0123456789abcdef0"}, "InvalidInstanceID.NotFound"),
+        ({"InstanceId": "instance"}, "InvalidInstanceID.Malformed"),
+        ({"SnapshotLocation": "regional"}, "UnsupportedOperation"),
+        ({"BlockDeviceMappings": [{"DeviceName": "/dev/xvda", "NoDevice": ""}]}, "InvalidBlockDeviceMapping"),
+        ({"BlockDeviceMappings": [{"DeviceName": "/dev/xvda", "Ebs": {"VolumeSize": 99}}]}, "InvalidBlockDeviceMapping"),
+        ({"BlockDeviceMappings": [{"DeviceName": "/dev/sdf", "Ebs": {"VolumeType": "gp2"}}]}, "MissingParameter"),
+        ({"BlockDeviceMappings": [{"DeviceName": "/dev/sdf", "Ebs": {"SnapshotId": "snap-0123456789abcdef0"}}]}, "InvalidSnapshot.NotFound"),
+        ({"BlockDeviceMappings": [{"DeviceName": "/dev/vdf", "Ebs": {"VolumeSize": 1}}]}, "InvalidBlockDeviceMapping"),
+        ({"TagSpecifications": [{"ResourceType": "volume", "Tags": [{"Key": "a", "Value": "b"}]}]}, "InvalidParameterValue"),
+        ({"DryRun": True}, "DryRunOperation"),
+    ],
+)
+def test_images_that_cannot_be_made_are_refused(sim, source, parameters, code):
+    before = (sim.describe_images(), sim.describe_snapshots()["Snapshots"])
+    assert refusal(sim.create_image, **({"InstanceId": source, "Name": "refused"} | parameters))[0] == code
+    assert (sim.describe_images()["Images"], sim.describe_snapshots()["Snapshots"]) == (before[0]["Images"], before[1])
+
+
+def test_attributes_of_an_image(sim, source, simulated):
+    image = sim.create_image(InstanceId=source, Name="attributes", NoReboot=True)["ImageId"]
+    wait_for_image(sim, image)
+
+    def attribute(name: str):
+        return sim.describe_image_attribute(ImageId=image, Attribute=name)
+
+    sim.modify_image_attribute(ImageId=image, Description={"Value": "new"})
+    assert attribute("description")["Description"]["Value"] == "new"
+    sim.modify_image_attribute(ImageId=image, Attribute="description", Value="newer")
+    assert described(sim, image)["Description"] == "newer"
+    add = [{"UserId": "111122223333"}, {"UserId": "444455556666"}]
+    sim.modify_image_attribute(ImageId=image, LaunchPermission={"Add": add})
+    assert attribute("launchPermission")["LaunchPermissions"] == add
+    assert [i["ImageId"] for i in sim.describe_images(ExecutableUsers=["111122223333"])["Images"]] == [image]
+    sim.modify_image_attribute(ImageId=image, Attribute="launchPermission", OperationType="remove", UserIds=["111122223333"])
+    assert attribute("launchPermission")["LaunchPermissions"] == add[1:]
+    sim.modify_image_attribute(ImageId=image, LaunchPermission={"Add": [{"Group": "all"}], "Remove": add[1:]})
+    assert attribute("launchPermission")["LaunchPermissions"] == [{"Group": "all"}]
+    assert described(sim, image)["Public"]
+    assert image in [i["ImageId"] for i in sim.describe_images(ExecutableUsers=["all"])["Images"]]
+    sim.reset_image_attribute(ImageId=image, Attribute="launchPermission")
+    assert attribute("launchPermission")["LaunchPermissions"] == [] and not described(sim, image)["Public"]
+    assert attribute("blockDeviceMapping")["BlockDeviceMappings"] == described(sim, image)["BlockDeviceMappings"]
+    for parameters, code in [
+        ({}, "InvalidParameterCombination"),
+        ({"Description": {"Value": "x"}, "LaunchPermission": {"Add": add}}, "InvalidParameterCombination"),
+        ({"Description": {"Value": "x" * 256}}, "InvalidParameterValue"),
+        ({"LaunchPermission": {"Add": [{"UserId": "me"}]}}, "InvalidAMIAttributeItemValue"),
+        ({"Attribute": "launchPermission", "UserIds": ["111122223333"]}, "MissingParameter"),
+        ({"Attribute": "kernel", "Value": "aki-1"}, "UnsupportedOperation"),
+        ({"Attribute": "colour", "Value": "red"}, "InvalidParameterValue"),
+        ({"ProductCodes": ["abc"]}, "UnsupportedOperation"),
+    ]:
+        assert refusal(sim.modify_image_attribute, ImageId=image, **parameters)[0] == code, parameters
+    # What an image asks of the metadata service, its instances have, and their image has been launched.
+    sim.modify_image_attribute(ImageId=image, ImdsSupport={"Value": "v2.0"})
+    assert described(sim, image)["ImdsSupport"] == "v2.0"
+    launched = sim.run_instances(ImageId=image, InstanceType="t3.nano", MinCount=1, MaxCount=1)["Instances"][0]
+    options = launched["MetadataOptions"]
+    assert (options["HttpTokens"], options["HttpPutResponseHopLimit"]) == ("required", 2)
+    assert attribute("lastLaunchedTime")["LastLaunchedTime"]["Value"] >= described(sim, image)["CreationDate"]
+    sim.terminate_instances(InstanceIds=[launched["InstanceId"]])
+    deregister(sim, image)
+
+
+def test_images_of_the_library_are_the_host_s(sim, sim_image):
+    assert refusal(sim.deregister_image, ImageId=sim_image)[0] == "OperationNotPermitted"
+    assert refusal(sim.modify_image_attribute, ImageId=sim_image, Description={"Value": "mine"})[0] == "OperationNotPermitted"
+    answer = sim.describe_image_attribute(ImageId=sim_image, Attribute="launchPermission")
+    assert answer["LaunchPermissions"] == [{"Group": "all"}]
+
+
+def test_the_command_line_knows_images_of_accounts(sim, source, simulated):
+    image = sim.create_image(InstanceId=source, Name="listed", NoReboot=True)["ImageId"]
+    wait_for_image(sim, image)
+    listed = {i["image_id"]: i for i in json.loads(simulated.haar("image", "list", "--json").stdout)}
+    assert (listed[image]["name"], listed[image]["default_user"]) == ("listed", "root")
+    assert image in simulated.haar("image", "list").stdout
+    for name in (image, "listed"):
+        refused = simulated.haar("image", "remove", name, check=False)
+        assert refused.returncode == 1 and "deregister" in refused.stderr
+    sim.terminate_instances(InstanceIds=[source])
+    sim.get_waiter("instance_terminated").wait(InstanceIds=[source], WaiterConfig={"Delay": 1})
+    deregister(sim, image)
+
+
+# --- guests -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(600)
+def test_what_was_changed_is_launched_ten_times_and_kept_once(daemon, ec2, launch):
+    guest = launch()
+    # Busybox keeps nothing from the page cache: what was not flushed is in the image because the guest is shut down for it.
+    guest.run("dd if=/dev/urandom of=/root/payload bs=1M count=12 2>/dev/null; md5sum </root/payload >/root/sum")
+    payload = guest.run("cat /root/sum")
+    boot = guest.boot_id()
+    image = ec2.create_image(InstanceId=guest.id, Name="changed")["ImageId"]
+    assert guest.state == "running"
+    wait_for_image(ec2, image)
+    guest.hang_up()
+    guest.wait_for_login()
+    assert guest.boot_id() != boot and guest.run("md5sum </root/payload") == payload
+    (snapshot,) = snapshots_of(ec2, image)
+
+    many = ec2.run_instances(
+        ImageId=image, InstanceType="t3.nano", KeyName="login", SecurityGroupIds=[launch.group], MinCount=10, MaxCount=10
+    )["Instances"]
+    guests = [type(guest)(daemon, i["InstanceId"], launch.key, "root") for i in many]
+    launch.launched += [one.id for one in guests]
+    for one in guests:
+        one.wait_for_state("running", 180)
+    for one in guests:
+        one.wait_for_login(240)
+        assert one.run("md5sum </root/payload") == payload, one.id
+    assert {one.describe()["ImageId"] for one in guests} == {image}
+    roots = [one.describe()["BlockDeviceMappings"][0]["Ebs"]["VolumeId"] for one in guests]
+    once, copies = used(daemon, snapshot), [used(daemon, root) for root in roots]
+    print(f"the snapshot takes {once >> 10} KiB, the ten volumes {[c >> 10 for c in copies]} KiB")
+    # The volumes hold what each guest has written since, which is less than the change.
+    assert once > 12 << 20
+    assert max(copies) < 4 << 20
+    # Each is its own.
+    guests[0].run("echo one >/root/mine; sync")
+    assert not guests[1].succeeds("test -e /root/mine")
+    assert daemon.haar("ssh", guests[2].id, "--", "id", "-un").stdout.strip() == "root"
+    # The image goes, and what was launched from it runs on, also after a stop.
+    deregister(ec2, image)
+    ec2.terminate_instances(InstanceIds=[one.id for one in [guest, *guests[1:]]], SkipOsShutdown=True)
+    ec2.stop_instances(InstanceIds=[guests[0].id])
+    guests[0].hang_up()
+    guests[0].wait_for_state("stopped", 180)
+    ec2.start_instances(InstanceIds=[guests[0].id])
+    guests[0].wait_for_state("running")
+    guests[0].wait_for_login()
+    assert guests[0].run("cat /root/mine; md5sum </root/payload").split("\n") == ["one", payload]
+    ec2.terminate_instances(InstanceIds=[guests[0].id])
+    wait_for(lambda: not (daemon.state_dir / "volumes" / f"{snapshot}.qcow2").exists(), 60, message="the snapshot was left behind")
+
+
+def test_an_image_without_reboot_has_all_that_was_flushed_of_every_volume(ec2, launch):
+    guest = launch()
+    volume = create(ec2, **home(guest))
+    attach(ec2, volume, guest.id)
+    wait_for(lambda: disk(guest, volume), message="the guest does not see the disk")
+    write(guest, disk(guest, volume), 0, "data")
+    guest.run("echo changed >/root/changed; sync")
+    boot = guest.boot_id()
+    image = ec2.create_image(InstanceId=guest.id, Name="at once", NoReboot=True)["ImageId"]
+    wait_for_image(ec2, image)
+    assert guest.boot_id() == boot
+    again = launch(ImageId=image)
+    second = [d["Ebs"]["VolumeId"] for d in again.describe()["BlockDeviceMappings"] if d["DeviceName"] == "/dev/sdf"]
+    assert again.run("cat /root/changed") == "changed"
+    assert read(again, disk(again, second[0]), 0) == "data"
+    # An image of an instance of an image, which is stopped, is taken without a start.
+    ec2.stop_instances(InstanceIds=[again.id])
+    again.hang_up()
+    again.wait_for_state("stopped")
+    grandchild = ec2.create_image(InstanceId=again.id, Name="of an image")["ImageId"]
+    wait_for_image(ec2, grandchild)
+    assert again.state == "stopped"
+    third = launch(ImageId=grandchild)
+    assert third.run("cat /root/changed") == "changed"
+    deregister(ec2, image, grandchild)
+    for one in (again, third):
+        ec2.terminate_instances(InstanceIds=[one.id])
+        one.wait_for_state("terminated")
+    for found in ec2.describe_volumes(Filters=[{"Name": "status", "Values": ["available"]}])["Volumes"]:
+        delete(ec2, found["VolumeId"])
+    detach(ec2, volume)
+    delete(ec2, volume)
+
+
+# --- crashes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(600)
+def test_killed_while_images_are_made(make_daemon):
+    daemon = make_daemon()
+    ec2 = daemon.client("ec2")
+    key = save_key(daemon, "login")
+    launch = Launcher(daemon, image_id(ec2, "tiny"), key, open_group(ec2, "ssh"))
+    guest = launch(InstanceType="t3.nano")
+    seed = random.randrange(1 << 32)
+    chance = random.Random(seed)
+    print(f"seed {seed}")
+    images = []
+    for number in range(4):
+        guest.run(f"echo line-{number} >>/root/lines")
+        images.append(ec2.create_image(InstanceId=guest.id, Name=f"image-{number}")["ImageId"])
+        # From the request to the guest's shutdown, to its snapshot, to its boot.
+        time.sleep(chance.random() * 2.5)
+        daemon.kill()
+        guest.hang_up()
+        if number == 2:
+            # The machine is lost, too: what its guest had not yet flushed is lost with it.
+            machines = [pid for pid, line in processes(guest.id).items() if "qemu" in line]
+            for machine in machines:
+                os.kill(machine, signal.SIGKILL)
+        start_again(daemon)
+        wait_for_image(ec2, images[-1])
+        assert len(snapshots_of(ec2, images[-1])) == 1
+        if number == 2:
+            wait_for(lambda: guest.state in ("running", "stopped"), 60)
+            wait_for(lambda: guest.state == "stopped" or guest.succeeds("true"), 60)
+            if guest.state == "stopped":
+                ec2.start_instances(InstanceIds=[guest.id])
+                guest.wait_for_state("running")
+        guest.wait_for_login()
+        wait_for(lambda: is_at_rest(guest), 150, 1, "the guest did not come to rest")
+    lines = guest.run("cat /root/lines").split()
+    assert lines[:2] + lines[-1:] == ["line-0", "line-1", "line-3"], lines
+    again = launch(ImageId=images[3], InstanceType="t3.nano")
+    assert again.run("cat /root/lines").split() == lines
+    launch.end()
+    deregister(ec2, *images)
+    assert ec2.describe_snapshots(OwnerIds=["self"])["Snapshots"] == []
+    wait_for(lambda: not [f for f in (daemon.state_dir / "volumes").iterdir() if f.is_file()], message="a layer was left behind")
+
+
+def is_at_rest(guest) -> bool:
+    """Whether the guest has been up for some seconds: no reboot is under way."""
+    try:
+        first = guest.uptime()
+        time.sleep(4)
+        return guest.uptime() > first
+    except AssertionError:
+        guest.hang_up()
+        return False
