@@ -349,14 +349,14 @@ def test_killed_while_images_are_made(make_daemon):
     chance = random.Random(seed)
     print(f"seed {seed}")
     images = []
-    for number in range(4):
+    for number in range(3):
         guest.run(f"echo line-{number} >>/root/lines")
         images.append(ec2.create_image(InstanceId=guest.id, Name=f"image-{number}")["ImageId"])
         # From the request to the guest's shutdown, to its snapshot, to its boot.
         time.sleep(chance.random() * 2.5)
         daemon.kill()
         guest.hang_up()
-        if number == 2:
+        if number == 1:
             # The machine is lost, too: what its guest had not yet flushed is lost with it.
             machines = [pid for pid, line in processes(guest.id).items() if "qemu" in line]
             for machine in machines:
@@ -364,7 +364,7 @@ def test_killed_while_images_are_made(make_daemon):
         start_again(daemon)
         wait_for_image(ec2, images[-1])
         assert len(snapshots_of(ec2, images[-1])) == 1
-        if number == 2:
+        if number == 1:
             wait_for(lambda: guest.state in ("running", "stopped"), 60)
             wait_for(lambda: guest.state == "stopped" or guest.succeeds("true"), 60)
             if guest.state == "stopped":
@@ -373,8 +373,9 @@ def test_killed_while_images_are_made(make_daemon):
         guest.wait_for_login()
         wait_for(lambda: is_at_rest(guest), 150, 1, "the guest did not come to rest")
     lines = guest.run("cat /root/lines").split()
-    assert lines[:2] + lines[-1:] == ["line-0", "line-1", "line-3"], lines
-    again = launch(ImageId=images[3], InstanceType="t3.nano")
+    # What was not flushed when the machine was lost may be lost with it.
+    assert lines in (["line-0", "line-1", "line-2"], ["line-0", "line-2"]), lines
+    again = launch(ImageId=images[2], InstanceType="t3.nano")
     assert again.run("cat /root/lines").split() == lines
     launch.end()
     deregister(ec2, *images)
@@ -386,7 +387,7 @@ def is_at_rest(guest) -> bool:
     """Whether the guest has been up for some seconds: no reboot is under way."""
     try:
         first = guest.uptime()
-        time.sleep(4)
+        time.sleep(3)
         return guest.uptime() > first
     except AssertionError:
         guest.hang_up()

@@ -222,7 +222,7 @@ pub fn plan(
                 least_root_size(image, base.as_ref())
             )));
         }
-        let planned = plan_one(tx, scope, base, mapping)?;
+        let planned = plan_one(tx, scope, base.as_ref(), mapping)?;
         match position {
             Some(position) => volumes[position] = planned,
             None => volumes.push(planned),
@@ -294,7 +294,7 @@ fn of_image(tx: &Tx, image: &Image) -> Result<Vec<VolumePlan>> {
 pub(crate) fn plan_one(
     tx: &mut Tx,
     scope: Scope<'_>,
-    base: Option<VolumePlan>,
+    base: Option<&VolumePlan>,
     mapping: &model::BlockDeviceMapping,
 ) -> Result<VolumePlan> {
     let name = mapping.device_name.as_deref().unwrap_or_default();
@@ -302,8 +302,8 @@ pub(crate) fn plan_one(
     if ebs.encrypted == Some(true) {
         return Err(unsupported("The parameter BlockDeviceMapping.Ebs.Encrypted is not supported."));
     }
-    let mut snapshot = base.as_ref().and_then(|base| base.snapshot.clone());
-    let mut image_id = base.as_ref().and_then(|base| base.image_id.clone());
+    let mut snapshot = base.and_then(|base| base.snapshot.clone());
+    let mut image_id = base.and_then(|base| base.image_id.clone());
     if let Some(given) = ebs.snapshot_id.as_deref()
         && snapshot.as_ref().is_none_or(|(own, _)| own != given)
     {
@@ -311,7 +311,7 @@ pub(crate) fn plan_one(
         image_id = found.image_id;
         snapshot = Some((found.id, found.volume_size_gib));
     }
-    let base_size = base.as_ref().map(|base| base.size_gib);
+    let base_size = base.map(|base| base.size_gib);
     let least = snapshot.as_ref().map(|(_, size)| *size);
     let size_gib = match ebs.volume_size {
         Some(size) => u32::try_from(size)
@@ -328,18 +328,18 @@ pub(crate) fn plan_one(
             "Volume of size {size_gib}GB is smaller than snapshot '{id}', expect size >= {least}GB"
         )));
     }
-    let volume_type = match (ebs.volume_type, &base) {
+    let volume_type = match (ebs.volume_type, base) {
         (Some(given), _) => record_type(given),
         (None, Some(base)) => base.volume_type,
         (None, None) => VolumeType::Gp2,
     };
     // What the image provisions goes with its type.
-    let same = base.as_ref().filter(|base| base.volume_type == volume_type);
+    let same = base.filter(|base| base.volume_type == volume_type);
     let signed = |number: Option<u32>| number.and_then(|number| i32::try_from(number).ok());
     let iops = ebs.iops.or_else(|| signed(provisioned(volume_type, same?.iops)));
     let throughput = ebs.throughput.or_else(|| signed(same?.throughput));
     let (iops, throughput) = check_volume(volume_type, size_gib, iops, throughput)?;
-    let goes = base.as_ref().is_none_or(|base| base.delete_on_termination);
+    let goes = base.is_none_or(|base| base.delete_on_termination);
     Ok(VolumePlan {
         device_name: name.to_owned(),
         size_gib,

@@ -37,7 +37,7 @@ pub async fn create_image(
         let reboot = instance.status.state == InstanceState::Running && input.no_reboot != Some(true);
         let id = ids::IMAGE.generate();
         let (devices, snapshots) =
-            devices(ctx, tx, &instance, &id, &input.block_device_mappings, tags_of("snapshot"))?;
+            devices(ctx, tx, &instance, &id, &input.block_device_mappings, &tags_of("snapshot"))?;
         let set: Vec<_> = snapshots.iter().map(|snapshot| snapshot.id.clone()).collect();
         for snapshot in snapshots {
             let awaits = reboot.then(|| instance.id.clone());
@@ -110,7 +110,7 @@ fn devices(
     instance: &Instance,
     image_id: &str,
     mappings: &[model::BlockDeviceMapping],
-    tags: Tags,
+    tags: &Tags,
 ) -> Result<(Vec<ImageDevice>, Vec<EbsSnapshot>)> {
     let description = format!("Created by CreateImage({}) for {image_id}", instance.id);
     let root = &instance.spec.root_device_name;

@@ -229,7 +229,6 @@ pub(super) fn block_devices(image: &Image) -> Vec<model::BlockDeviceMapping> {
             throughput: number(device.throughput),
             snapshot_id: device.snapshot_id,
             encrypted: Some(false),
-            ..Default::default()
         }),
         ..Default::default()
     };
