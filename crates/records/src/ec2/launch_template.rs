@@ -120,6 +120,7 @@ data! {
         encrypted: Option<bool>,
         delete_on_termination: Option<bool>,
         iops: Option<i32>,
+        snapshot_id: Option<String>,
         volume_size: Option<i32>,
         volume_type: Option<String>,
         throughput: Option<i32>,

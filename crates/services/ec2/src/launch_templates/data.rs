@@ -45,7 +45,7 @@ mirror!(TemplateBlockDevice: LaunchTemplateBlockDeviceMappingRequest => LaunchTe
     device_name, no_device ; ; ebs ;
 });
 mirror!(TemplateEbs: LaunchTemplateEbsBlockDeviceRequest => LaunchTemplateEbsBlockDevice, EbsBlockDevice {
-    encrypted, delete_on_termination, iops, volume_size, throughput ; volume_type ; ;
+    encrypted, delete_on_termination, iops, snapshot_id, volume_size, throughput ; volume_type ; ;
 });
 mirror!(TemplateInterface: LaunchTemplateInstanceNetworkInterfaceSpecificationRequest
     => LaunchTemplateInstanceNetworkInterfaceSpecification, InstanceNetworkInterfaceSpecification {
