@@ -134,7 +134,6 @@ def test_a_client_token_makes_one_volume(sim):
         ({"Size": 8, "VolumeType": "gp2", "Iops": 100}, "InvalidParameterCombination", "iops"),
         ({}, "MissingParameter", "size"),
         ({"Size": 1, "AvailabilityZone": "mars-north-1a"}, "InvalidParameterValue", "mars-north-1a"),
-        ({"Size": 1, "Encrypted": True}, "UnsupportedOperation", "Encrypted"),
         ({"Size": 1, "MultiAttachEnabled": True}, "UnsupportedOperation", "MultiAttachEnabled"),
         ({"Size": 1, "SnapshotId": "snap-0123456789abcdef0"}, "InvalidSnapshot.NotFound", "snap-0123456789abcdef0"),
         ({"Size": 1, "OutpostArn": "arn:aws:outposts:eu-central-1:1:outpost/op-1"}, "UnsupportedOperation", "OutpostArn"),

@@ -14,6 +14,7 @@ mod idempotency;
 mod page;
 mod pattern;
 pub mod reconcile;
+mod seal;
 mod secret;
 pub mod tags;
 
@@ -25,5 +26,6 @@ pub use id::{IdError, IdType, is_id, new_id};
 pub use idempotency::{ClientToken, TOKEN_LIFETIME, TokenError, forget_expired, idempotent, sweep};
 pub use page::{Page, PageError, PageRequest, Paginator};
 pub use pattern::Pattern;
+pub use seal::{KEY_BYTES, Sealer};
 pub use secret::Secret;
 pub use tags::{TagError, Tags};

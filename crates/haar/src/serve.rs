@@ -62,11 +62,12 @@ async fn serve(config: &Config) -> Result<()> {
     let sealer = Sealer::new(state.sealing_key()?);
     let keyring = keyring(&state, &store, sealer.clone()).await?;
     let usage = tokio::spawn(keyring.clone().record_usage());
-    let node_config = node_config(config, &keys, &state).await;
+    let ebs_sealer = ebs_sealer(&state)?;
+    let node_config = node_config(config, &keys, &state, ebs_sealer.clone()).await;
     let capacity = config.capacity(host_memory_mib(), overhead_mib(&node_config.compute));
     let node = Node::start(node_config, store.clone()).await.map_err(Error::daemon)?;
 
-    let ec2 = haar_ec2::Config { public_pool: config.public_pool, capacity };
+    let ec2 = haar_ec2::Config { public_pool: config.public_pool, capacity, sealer: ebs_sealer };
     let ec2 = haar_ec2::Handlers::new(store.clone(), ec2, Arc::new(Host(node.clone())))
         .await
         .map_err(Error::daemon)?;
@@ -93,7 +94,17 @@ async fn serve(config: &Config) -> Result<()> {
     Ok(())
 }
 
-async fn node_config(config: &Config, keys: &Credentials, state: &StateDir) -> haar_node::Config {
+/// What seals the default keys of accounts for EBS.
+fn ebs_sealer(state: &StateDir) -> Result<haar_core::Sealer> {
+    Ok(haar_core::Sealer::derived(&state.sealing_key()?, "ebs"))
+}
+
+async fn node_config(
+    config: &Config,
+    keys: &Credentials,
+    state: &StateDir,
+    sealer: haar_core::Sealer,
+) -> haar_node::Config {
     let compute = match config.compute {
         config::Compute::Simulated => Compute::Simulated,
         config::Compute::Qemu => {
@@ -107,6 +118,7 @@ async fn node_config(config: &Config, keys: &Credentials, state: &StateDir) -> h
         public_pool: config.public_pool,
         account: keys.account_id.clone(),
         compute,
+        sealer,
     }
 }
 
@@ -324,6 +336,7 @@ pub fn teardown(config: &Config) -> Result<()> {
         public_pool: config.public_pool,
         account: keys.account_id,
         compute: Compute::Simulated,
+        sealer: ebs_sealer(&state)?,
     };
     runtime()?.block_on(haar_node::teardown(&node)).map_err(Error::daemon)
 }

@@ -54,7 +54,7 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn repair_disk(&self, volume: &Volume) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Makes a snapshot that is a copy of another one.
-    fn copy_snapshot(&self, from: &str, to: &str) -> impl Future<Output = Result<(), Error>> + Send;
+    fn copy_snapshot(&self, from: &str, to: &EbsSnapshot) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// The size in GiB of a snapshot that was taken, if it can be told.
     fn snapshot_size(&self, snapshot_id: &str) -> Result<Option<u32>, Error>;

@@ -32,6 +32,9 @@ pub enum Error {
     /// A snapshot could not be taken, and nothing of it is left.
     #[error("{0}")]
     NotTaken(Box<Error>),
+    /// The key of an encrypted volume or snapshot is sealed with another key than this installation's, or is spoilt.
+    #[error("the key of {0} cannot be opened")]
+    Sealed(String),
     /// The disk of a volume was found to be damaged, and nobody has asked to use it all the same.
     #[error("the disk of {0} is damaged: its input and output are disabled")]
     Damaged(String),

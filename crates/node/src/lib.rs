@@ -58,6 +58,8 @@ pub struct Config {
     pub account: String,
     /// How instances are run.
     pub compute: Compute,
+    /// Opens the default keys of accounts.
+    pub sealer: haar_core::Sealer,
 }
 
 /// How instances are run.

@@ -93,6 +93,7 @@ mod tests {
             attachments: Vec::new(),
             modification: None,
             auto_enable_io: false,
+            encryption: None,
             enable_io: false,
             tags: Tags::new(),
         })

@@ -4,14 +4,15 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use haar_core::Sealer;
 use haar_core::reconcile::Handle;
 use haar_image::ImageId;
 use haar_records::ec2::{
-    BootMode, CpuOptions, EbsSnapshot, ImageBoot, Instance, InstanceState, NetworkInterface, Volume,
-    VolumeShape, instance_type,
+    BootMode, CpuOptions, EbsDefaults, EbsKey, EbsSnapshot, Encryption, ImageBoot, Instance, InstanceState,
+    NetworkInterface, Volume, VolumeShape, instance_type,
 };
 use haar_store::Store;
-use haar_vm::{Boot, Disk, DiskFormat, Nic, Overlay, RunState, Spec, Vm};
+use haar_vm::{Boot, Disk, DiskFormat, DiskKey, DiskLayer, Nic, Overlay, RunState, Spec, Vm};
 
 use crate::backend::{Backend, Observation};
 use crate::directory::MTU;
@@ -32,6 +33,7 @@ pub(crate) struct Qemu {
     console_dir: PathBuf,
     firmware_dir: PathBuf,
     reserve: Reserve,
+    sealer: Sealer,
     /// Held for reading while a machine is started, for writing while volumes get new layers: no machine may open a file that
     /// becomes a snapshot's.
     layering: tokio::sync::RwLock<()>,
@@ -61,6 +63,7 @@ impl Qemu {
             console_dir,
             firmware_dir,
             reserve: Reserve::new(&config.state_dir)?,
+            sealer: config.sealer.clone(),
             layering: tokio::sync::RwLock::default(),
             watched: Mutex::default(),
             reconciler: OnceLock::new(),
@@ -133,12 +136,13 @@ impl Qemu {
                     (None, Some(image_id)) => {
                         let backing = self.library_image(instance, image_id).await?.root_disk();
                         let format = haar_volume::Format::Qcow2;
-                        self.volumes.create_overlay(&record.id, &backing, format, bytes(&record)).await?;
+                        let volumes = self.volumes_of(&record)?;
+                        volumes.create_overlay(&record.id, &backing, format, bytes(&record)).await?;
                     }
                     _ => self.make_disk(&record).await?,
                 }
             }
-            disks.push(disk(&record, self.volumes.open_name(&record.id)?));
+            disks.push(self.disk(&record)?);
         }
         Ok(disks)
     }
@@ -147,6 +151,53 @@ impl Qemu {
         let (library, image_id) = (self.images.clone(), image_id.to_owned());
         let image = tokio::task::spawn_blocking(move || library.get(&image_id.parse::<ImageId>()?)).await;
         Ok(image.map_err(|error| Self::inconsistent(instance, error))??)
+    }
+
+    /// What a volume or snapshot is encrypted with, if it is.
+    fn key(&self, id: &str, encryption: Option<&Encryption>) -> Result<Option<haar_volume::Key>, Error> {
+        let Some(encryption) = encryption else { return Ok(None) };
+        let Encryption { account, region, key_id, data_key } = encryption;
+        let defaults = self.store.snapshot().get::<EbsDefaults>(account, region, EbsDefaults::ID);
+        let open = || {
+            let sealed = defaults?.key.clone().filter(|key| key.id == *key_id)?.sealed;
+            let key = self.sealer.open(&sealed, &EbsKey::purpose(key_id))?;
+            let sealer = Sealer::new(key.as_slice().try_into().ok()?);
+            String::from_utf8(sealer.open(data_key, Encryption::purpose())?).ok()
+        };
+        let key = open().ok_or_else(|| Error::Sealed(id.to_owned()))?;
+        Ok(Some(haar_volume::Key::new(key)))
+    }
+
+    /// The driver that makes and reads what is encrypted as a volume is.
+    fn volumes_of(&self, volume: &Volume) -> Result<haar_volume::Driver, Error> {
+        Ok(self.volumes.with_key(self.key(&volume.id, volume.encryption.as_ref())?))
+    }
+
+    /// A volume as a disk of a machine that does not have it yet.
+    fn disk(&self, volume: &Volume) -> Result<Disk, Error> {
+        let path = self.volumes.open_name(&volume.id)?;
+        let key = self.key(&volume.id, volume.encryption.as_ref())?;
+        let mut below = Vec::new();
+        if key.is_some() {
+            for haar_volume::Layer { path, format, encrypted } in
+                self.volumes.layers(&volume.id)?.into_iter().skip(1)
+            {
+                let format = match format {
+                    haar_volume::Format::Qcow2 => DiskFormat::Qcow2,
+                    haar_volume::Format::Raw => DiskFormat::Raw,
+                };
+                below.push(DiskLayer { path, format, encrypted });
+            }
+        }
+        Ok(Disk {
+            id: volume.id.clone(),
+            path,
+            format: DiskFormat::Qcow2,
+            read_only: false,
+            limits: limits::of(volume),
+            key: key.map(|key| DiskKey::new(key.as_str())),
+            below,
+        })
     }
 
     /// Whether a volume's disk was found to be damaged; none when there is no disk.
@@ -164,7 +215,7 @@ impl Qemu {
             return Err(Error::Damaged(volume.id.clone()));
         }
         tracing::warn!(volume = volume.id, "the disk is damaged and is repaired");
-        Ok(self.volumes.repair(&volume.id).await?)
+        Ok(self.volumes_of(volume)?.repair(&volume.id).await?)
     }
 
     /// The machine that runs with a volume.
@@ -181,7 +232,8 @@ impl Qemu {
     async fn take(&self, set: &[EbsSnapshot]) -> Result<(), Error> {
         let mut overlays = Vec::new();
         for asked in set {
-            if let Some(path) = self.volumes.prepare_snapshot(&asked.volume_id, &asked.id).await? {
+            let volumes = self.volumes.with_key(self.key(&asked.id, asked.encryption.as_ref())?);
+            if let Some(path) = volumes.prepare_snapshot(&asked.volume_id, &asked.id).await? {
                 overlays.push(Overlay { disk: asked.volume_id.clone(), path });
             }
         }
@@ -397,7 +449,7 @@ impl Backend for Qemu {
         let found = self.store.snapshot().get::<Volume>(&volume.account, &volume.region, &volume.id);
         let volume = found.as_deref().unwrap_or(volume);
         self.make_usable(volume).await?;
-        Ok(machine.attach_disk(&disk(volume, self.volumes.open_name(&volume.id)?)).await?)
+        Ok(machine.attach_disk(&self.disk(volume)?).await?)
     }
 
     async fn detach(&self, instance_id: &str, volume_id: &str) -> Result<bool, Error> {
@@ -408,11 +460,10 @@ impl Backend for Qemu {
     }
 
     async fn make_disk(&self, volume: &Volume) -> Result<(), Error> {
+        let volumes = self.volumes_of(volume)?;
         match &volume.snapshot_id {
-            Some(snapshot) => {
-                self.volumes.create_from_snapshot(&volume.id, snapshot, bytes(volume)).await?;
-            }
-            None => drop(self.volumes.create_empty(&volume.id, bytes(volume)).await?),
+            Some(snapshot) => drop(volumes.create_from_snapshot(&volume.id, snapshot, bytes(volume)).await?),
+            None => drop(volumes.create_empty(&volume.id, bytes(volume)).await?),
         }
         Ok(())
     }
@@ -437,17 +488,23 @@ impl Backend for Qemu {
             };
         }
         self.volumes.finish_snapshot(&volume.id)?;
-        Ok(self.volumes.grow(&volume.id, bytes(&target)).await?)
+        Ok(self.volumes_of(volume)?.grow(&volume.id, bytes(&target)).await?)
     }
 
     async fn repair_disk(&self, volume: &Volume) -> Result<(), Error> {
         let _layering = self.layering.write().await;
         self.volumes.finish_snapshot(&volume.id)?;
-        Ok(self.volumes.repair(&volume.id).await?)
+        Ok(self.volumes_of(volume)?.repair(&volume.id).await?)
     }
 
-    async fn copy_snapshot(&self, from: &str, to: &str) -> Result<(), Error> {
-        Ok(self.volumes.copy_snapshot(from, to)?)
+    async fn copy_snapshot(&self, from: &str, to: &EbsSnapshot) -> Result<(), Error> {
+        let plain = self.volumes.info(from)?.is_some_and(|source| !source.encrypted);
+        match self.key(&to.id, to.encryption.as_ref())? {
+            Some(key) if plain => {
+                Ok(self.volumes.with_key(Some(key)).copy_snapshot_encrypted(from, &to.id).await?)
+            }
+            _ => Ok(self.volumes.copy_snapshot(from, &to.id)?),
+        }
     }
 
     fn snapshot_size(&self, snapshot_id: &str) -> Result<Option<u32>, Error> {
@@ -499,17 +556,6 @@ impl Backend for Qemu {
 /// The size of a volume in bytes.
 fn bytes(volume: &Volume) -> u64 {
     u64::from(volume.size_gib) << 30
-}
-
-/// A volume as a disk of a machine.
-fn disk(volume: &Volume, path: PathBuf) -> Disk {
-    Disk {
-        id: volume.id.clone(),
-        path,
-        format: DiskFormat::Qcow2,
-        read_only: false,
-        limits: limits::of(volume),
-    }
 }
 
 /// A machine that ended meanwhile shows so the next time it is observed.

@@ -61,7 +61,7 @@ impl Backend for Simulated {
         Ok(())
     }
 
-    async fn copy_snapshot(&self, _: &str, _: &str) -> Result<(), Error> {
+    async fn copy_snapshot(&self, _: &str, _: &EbsSnapshot) -> Result<(), Error> {
         Ok(())
     }
 

@@ -60,7 +60,7 @@ impl<B: Backend> Snapshots<B> {
 
     /// Makes a snapshot that is a copy of another one.
     async fn copy(&self, copy: &EbsSnapshot, source: &SnapshotSource) -> Result<Action, Error> {
-        let (state, message) = match self.backend.copy_snapshot(&source.id, &copy.id).await {
+        let (state, message) = match self.backend.copy_snapshot(&source.id, copy).await {
             Ok(()) => (SnapshotState::Completed, None),
             Err(error @ Error::Volume(_)) => {
                 tracing::warn!(snapshot = copy.id, %error, "cannot copy the snapshot");

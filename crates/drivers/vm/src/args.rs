@@ -18,6 +18,8 @@ pub(crate) struct Inherited {
     pub console: RawFd,
     /// The taps, in the order of [`Spec::nics`].
     pub taps: Vec<RawFd>,
+    /// Pipes with the keys of encrypted disks, by disk.
+    pub keys: Vec<(String, RawFd)>,
 }
 
 /// The size of TCG's cache of translated code in MiB. QEMU's own default is 1 GiB a machine, which would dwarf
@@ -84,6 +86,9 @@ pub(crate) fn args(spec: &Spec, accel: Accel, fds: &Inherited) -> Result<Vec<OsS
         let bridge =
             json!({ "driver": "pcie-pci-bridge", "id": disks::HOTPLUG_BUS, "bus": port_id(devices) });
         args.json("-device", &bridge);
+    }
+    for (disk, fd) in &fds.keys {
+        args.json("-object", &disks::inherited_key(disk, *fd));
     }
     let mut port = 0..;
     for (order, disk) in spec.disks.iter().enumerate() {
@@ -230,6 +235,8 @@ mod tests {
                 format: DiskFormat::Qcow2,
                 read_only: false,
                 limits: DiskLimits { iops: 3000, bytes_per_second: 125 << 20, ..DiskLimits::default() },
+                key: None,
+                below: Vec::new(),
             }],
             nics: vec![Nic {
                 id: "eni-1".into(),
@@ -244,7 +251,9 @@ mod tests {
     }
 
     fn line(spec: &Spec, accel: Accel) -> Vec<String> {
-        let fds = Inherited { qmp: 10, console: 11, taps: vec![12] };
+        let keys = spec.disks.iter().filter(|disk| disk.key.is_some());
+        let keys = keys.map(|disk| (disk.id.clone(), 13)).collect();
+        let fds = Inherited { qmp: 10, console: 11, taps: vec![12], keys };
         args(spec, accel, &fds).unwrap().into_iter().map(|argument| argument.into_string().unwrap()).collect()
     }
 
@@ -289,6 +298,30 @@ mod tests {
         let disk = &objects(&line, "-blockdev", "driver", "throttle")[0];
         let node = &disk["file"];
         assert_eq!((&node["read-only"], &node["file"]["read-only"]), (&json!(true), &json!(true)));
+    }
+
+    #[test]
+    fn keys_are_on_no_command_line() {
+        let mut spec = spec();
+        spec.disks[0].key = Some(crate::DiskKey::new("open sesame"));
+        let below = |path: &str, encrypted| crate::DiskLayer {
+            path: path.into(),
+            format: DiskFormat::Qcow2,
+            encrypted,
+        };
+        spec.disks[0].below = vec![below("/volumes/snap-1.qcow2", true), below("/images/root.qcow2", false)];
+        let line = line(&spec, Accel::Tcg);
+        assert!(!line.join(" ").contains("sesame") && !format!("{spec:?}").contains("sesame"));
+        assert!(!serde_json::to_string(&spec).unwrap().contains("sesame"));
+        let secret = &objects(&line, "-object", "qom-type", "secret")[0];
+        assert_eq!((&secret["file"], secret.get("data")), (&json!("/proc/self/fd/13"), None));
+        let layer = &objects(&line, "-blockdev", "driver", "throttle")[0]["file"];
+        assert_eq!(layer["encrypt"]["key-secret"], secret["id"]);
+        let below = &layer["backing"];
+        assert_eq!(below["file"]["filename"], "/volumes/snap-1.qcow2");
+        assert_eq!(below["encrypt"], layer["encrypt"]);
+        assert_eq!(below["backing"]["file"]["filename"], "/images/root.qcow2");
+        assert_eq!(below["backing"].get("encrypt"), None);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::args::utf8;
 use crate::qmp::Qmp;
-use crate::{Disk, DiskFormat, DiskLimits, Error, Vm, spec};
+use crate::{Disk, DiskFormat, DiskKey, DiskLimits, Error, Vm, spec};
 
 /// The bus of the disks that are attached while the machine runs.
 pub(crate) const HOTPLUG_BUS: &str = "hotplug";
@@ -70,7 +70,7 @@ pub(crate) fn node(disk: &Disk) -> Result<Value, Error> {
 }
 
 fn layer(disk: &Disk, generation: u32) -> Result<Value, Error> {
-    Ok(json!({
+    let mut node = json!({
         "driver": disk.format.as_str(),
         "node-name": layer_id(generation, &disk.id),
         "read-only": disk.read_only,
@@ -84,7 +84,47 @@ fn layer(disk: &Disk, generation: u32) -> Result<Value, Error> {
             // An image that another process holds open for writing is refused.
             "locking": "on",
         },
-    }))
+    });
+    if disk.key.is_some() {
+        node["encrypt"] = encryption(&disk.id);
+    }
+    let mut below = Value::Null;
+    for layer in disk.below.iter().rev() {
+        let mut next = json!({
+            "driver": layer.format.as_str(),
+            "read-only": true,
+            "file": { "driver": "file", "filename": utf8(&layer.path)?, "read-only": true },
+        });
+        if layer.encrypted {
+            next["encrypt"] = encryption(&disk.id);
+        }
+        if !below.is_null() {
+            next["backing"] = below;
+        }
+        below = next;
+    }
+    if !below.is_null() {
+        node["backing"] = below;
+    }
+    Ok(node)
+}
+
+fn encryption(disk: &str) -> Value {
+    json!({ "format": "luks", "key-secret": key_id(disk) })
+}
+
+/// The object that holds the key of a disk, which QEMU reads from a file that it inherits.
+pub(crate) fn inherited_key(disk: &str, fd: std::os::fd::RawFd) -> Value {
+    json!({ "qom-type": "secret", "id": key_id(disk), "format": "raw", "file": format!("/proc/self/fd/{fd}") })
+}
+
+/// The object that holds the key of a disk, for the monitor only.
+fn told_key(disk: &str, key: &DiskKey) -> Value {
+    json!({ "qom-type": "secret", "id": key_id(disk), "format": "raw", "data": key.as_str() })
+}
+
+fn key_id(disk: &str) -> String {
+    format!("key-{disk}")
 }
 
 /// The guest's device.
@@ -159,6 +199,9 @@ impl Vm {
         remove_nodes(qmp, &disk.id).await?;
         let attach = async {
             qmp.execute("object-add", throttle_group(disk)).await?;
+            if let Some(key) = &disk.key {
+                qmp.execute("object-add", told_key(&disk.id, key)).await?;
+            }
             qmp.execute("blockdev-add", node(disk)?).await?;
             qmp.execute("device_add", device(disk, HOTPLUG_BUS)).await
         };
@@ -234,14 +277,20 @@ impl Vm {
                 continue;
             }
             let next = top.generation + 1;
+            let encrypted = children(qmp, "/objects").await?.contains(&key_id(disk));
             let new = Disk {
                 id: disk.clone(),
                 path: path.clone(),
                 format: DiskFormat::Qcow2,
                 read_only: false,
                 limits: DiskLimits::default(),
+                key: None,
+                below: Vec::new(),
             };
             let mut node = layer(&new, next)?;
+            if encrypted {
+                node["encrypt"] = encryption(disk);
+            }
             // QEMU puts the present layer there, which it has open.
             node["backing"] = Value::Null;
             qmp.execute("blockdev-add", node).await?;
@@ -285,6 +334,16 @@ async fn named_nodes(qmp: &Qmp) -> Result<Vec<Value>, Error> {
     }
 }
 
+/// The file of a block node, which QEMU names by its options where a plain name does not say them.
+fn file(name: &str) -> PathBuf {
+    let options = name.strip_prefix("json:").and_then(|text| serde_json::from_str::<Value>(text).ok());
+    let named = options.as_ref().and_then(|options| {
+        let nested = options["file"]["filename"].as_str();
+        nested.or_else(|| options["file.filename"].as_str())
+    });
+    named.unwrap_or(name).into()
+}
+
 /// The layers of a disk, the lowest first.
 async fn layers(qmp: &Qmp, disk: &str) -> Result<Vec<Layer>, Error> {
     let mut layers: Vec<Layer> = named_nodes(qmp)
@@ -292,7 +351,7 @@ async fn layers(qmp: &Qmp, disk: &str) -> Result<Vec<Layer>, Error> {
         .iter()
         .filter_map(|node| {
             let (generation, id) = node["node-name"].as_str()?.strip_prefix('q')?.split_once('-')?;
-            let layer = Layer { generation: generation.parse().ok()?, path: node["file"].as_str()?.into() };
+            let layer = Layer { generation: generation.parse().ok()?, path: file(node["file"].as_str()?) };
             (id == disk).then_some(layer)
         })
         .collect();
@@ -327,9 +386,11 @@ async fn remove_nodes(qmp: &Qmp, disk: &str) -> Result<(), Error> {
     for layer in layers(qmp, disk).await?.iter().rev().filter(|layer| layer.generation > 0) {
         remove_node(qmp, &layer_id(layer.generation, disk)).await?;
     }
-    let group = group_id(disk);
-    if children(qmp, "/objects").await?.contains(&group) {
-        qmp.execute("object-del", json!({ "id": group })).await?;
+    let objects = children(qmp, "/objects").await?;
+    for object in [group_id(disk), key_id(disk)] {
+        if objects.contains(&object) {
+            qmp.execute("object-del", json!({ "id": object })).await?;
+        }
     }
     Ok(())
 }

@@ -106,7 +106,7 @@ impl Driver {
             }
             // It may have ended since.
             let Some(vm) = self.adopt_into(&mut vm, &spec.id).await? else { continue };
-            if *vm.spec() != spec {
+            if *vm.spec() != spec.clone().without_keys() {
                 return Err(Error::Conflict { id: spec.id, pid: vm.pid() });
             }
             return Ok(vm);
@@ -116,7 +116,7 @@ impl Driver {
     async fn start_claimed(&self, claim: Claim, dir: RunDir, spec: Spec) -> Result<Vm, Error> {
         let id = spec.id.clone();
         let error = match self.spawn(claim, &spec).await {
-            Ok(process) => match Vm::attach(process.clone(), dir.clone(), spec).await {
+            Ok(process) => match Vm::attach(process.clone(), dir.clone(), spec.without_keys()).await {
                 Ok(vm) => return Ok(vm),
                 Err(Error::Gone) => {
                     // It closed its monitor, so it ends; if not, it is helped.

@@ -27,5 +27,5 @@ pub use driver::{Config, Driver};
 pub use error::Error;
 pub use probe::{Accel, NoKvm, Probe, probe};
 pub use process::Exit;
-pub use spec::{Boot, Disk, DiskFormat, DiskLimits, HOTPLUG_SLOTS, Nic, Spec};
+pub use spec::{Boot, Disk, DiskFormat, DiskKey, DiskLayer, DiskLimits, HOTPLUG_SLOTS, Nic, Spec};
 pub use vm::{Event, RunState, Vm};

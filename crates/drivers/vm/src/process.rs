@@ -259,11 +259,18 @@ impl Claim {
                 .map_err(|e| Error::at("enter the network namespace", path)(e.into()))?;
         }
         let taps = spec.nics.iter().map(open_tap).collect::<Result<Vec<_>, _>>()?;
+        let keys = spec
+            .disks
+            .iter()
+            .filter_map(|disk| Some((disk.id.clone(), disk.key.as_ref()?)))
+            .map(|(disk, key)| Ok((disk, pass(key.as_str())?)))
+            .collect::<Result<Vec<(String, OwnedFd)>, Error>>()?;
 
         let inherited = args::Inherited {
             qmp: qmp.as_raw_fd(),
             console: console.as_raw_fd(),
             taps: taps.iter().map(AsRawFd::as_raw_fd).collect(),
+            keys: keys.iter().map(|(disk, key)| (disk.clone(), key.as_raw_fd())).collect(),
         };
         let text = |text: &OsStr| {
             let invalid =
@@ -272,6 +279,7 @@ impl Claim {
         };
         let mut keep: Vec<RawFd> = vec![self.lock.as_raw_fd(), qmp.as_raw_fd(), console.as_raw_fd()];
         keep.extend(&inherited.taps);
+        keep.extend(inherited.keys.iter().map(|(_, key)| key));
         let mut arguments = vec![text(qemu.as_os_str())?];
         for argument in args::args(spec, accel, &inherited)? {
             arguments.push(text(&argument)?);
@@ -291,6 +299,15 @@ impl Claim {
         })?;
         Process::watch(pid, pidfd)
     }
+}
+
+/// A pipe that holds a text, to be read once.
+fn pass(text: &str) -> Result<OwnedFd, Error> {
+    let what = || Error::io("cannot pass a key to QEMU");
+    let (reader, writer) =
+        nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|errno| what()(errno.into()))?;
+    io::Write::write_all(&mut File::from(writer), text.as_bytes()).map_err(what())?;
+    Ok(reader)
 }
 
 fn create(path: &Path) -> Result<File, Error> {

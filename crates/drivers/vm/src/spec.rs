@@ -88,6 +88,44 @@ pub struct Disk {
     pub read_only: bool,
     /// Limits to input and output; all zero means none.
     pub limits: DiskLimits,
+    /// What it is encrypted with (LUKS in qcow2). It is told to QEMU and kept nowhere.
+    #[serde(skip)]
+    pub key: Option<DiskKey>,
+    /// The layers below the image, the topmost first, of an encrypted disk. QEMU finds those of others by itself.
+    #[serde(default)]
+    pub below: Vec<DiskLayer>,
+}
+
+/// A layer below a disk's image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskLayer {
+    /// The image file.
+    pub path: PathBuf,
+    /// The format of the image.
+    pub format: DiskFormat,
+    /// It is encrypted with the disk's key.
+    pub encrypted: bool,
+}
+
+/// What a disk is encrypted with: text.
+#[derive(Clone, PartialEq, Eq)]
+pub struct DiskKey(String);
+
+impl DiskKey {
+    /// A key.
+    pub fn new(key: impl Into<String>) -> DiskKey {
+        DiskKey(key.into())
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for DiskKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("DiskKey")
+    }
 }
 
 /// The format of a disk image.
@@ -145,6 +183,14 @@ pub struct Nic {
 }
 
 impl Spec {
+    /// The specification as it is kept: without keys.
+    pub(crate) fn without_keys(mut self) -> Spec {
+        for disk in &mut self.disks {
+            disk.key = None;
+        }
+        self
+    }
+
     /// Checks what QEMU would not, or would report badly.
     ///
     /// # Errors
@@ -187,6 +233,7 @@ impl Spec {
         let mut paths = vec![&self.console_log];
         paths.extend(&self.netns);
         paths.extend(self.disks.iter().map(|disk| &disk.path));
+        paths.extend(self.disks.iter().flat_map(|disk| &disk.below).map(|layer| &layer.path));
         match &self.boot {
             Boot::Kernel { kernel, initrd, .. } => {
                 paths.push(kernel);

@@ -11,6 +11,17 @@ use crate::{Driver, Error, Format, SUFFIX, at, qcow2, sync};
 /// what it may do with it changes, so that the name stays until the volume is in no machine.
 const OPEN: &str = ".open";
 
+/// One of the files that a volume or snapshot consists of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layer {
+    /// The file.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: Format,
+    /// What is in it is encrypted.
+    pub encrypted: bool,
+}
+
 /// Suffix of the mark of a snapshot that is removed and stood on.
 const MARKER: &str = ".removed";
 
@@ -30,6 +41,9 @@ impl Driver {
     ) -> Result<Option<PathBuf>, Error> {
         let layer = self.path(snapshot_id)?;
         let volume = self.info(volume_id)?.ok_or_else(|| Error::NotFound(volume_id.to_owned()))?;
+        if volume.encrypted != self.key.is_some() {
+            return Err(Error::KeyMissing(volume_id.to_owned()));
+        }
         match fs::hard_link(&volume.path, &layer) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 if !same_file(&volume.path, &layer)? {
@@ -112,6 +126,30 @@ impl Driver {
             Err(error) if error.kind() == ErrorKind::NotFound => Err(Error::NotFound(volume_id.to_owned())),
             result => result.map_err(at("make", &name)).map(|()| name),
         }
+    }
+
+    /// The layers of a volume or snapshot, the topmost first, an image's last.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is no such volume, [`Error::BadImage`] if a layer is spoilt, and the others.
+    pub fn layers(&self, id: &str) -> Result<Vec<Layer>, Error> {
+        let mut next = Some(self.info(id)?.ok_or_else(|| Error::NotFound(id.to_owned()))?.path);
+        let mut layers = Vec::new();
+        while let Some(path) = next {
+            let file = File::open(&path).map_err(at("open", &path))?;
+            let header = match qcow2::Header::read(&file) {
+                Ok(header) => header,
+                // An image that is the disk, byte for byte.
+                Err(error) if error.kind() == ErrorKind::InvalidData && self.id_of(&path).is_none() => {
+                    layers.push(Layer { path, format: Format::Raw, encrypted: false });
+                    break;
+                }
+                Err(error) => return Err(Error::BadImage { path, reason: error.to_string() }),
+            };
+            layers.push(Layer { path, format: Format::Qcow2, encrypted: header.encrypted });
+            next = header.backing;
+        }
+        Ok(layers)
     }
 
     /// Whether a layer is over the volume's file, which has a snapshot's name besides; not so once the volume has gone on in it.
@@ -245,7 +283,7 @@ pub fn standing_on(volumes: &Path, image: &Path) -> Result<Vec<String>, Error> {
         // What is not there stands on nothing, and nothing on it.
         return Ok(Vec::new());
     };
-    let driver = Driver { dir: volumes };
+    let driver = Driver { dir: volumes, key: None };
     let mut found = Vec::new();
     for name in driver.names()? {
         let Some(id) = driver.id_of(&driver.dir.join(&name)) else { continue };

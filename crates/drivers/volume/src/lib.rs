@@ -18,10 +18,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::process::Command;
 
+mod encryption;
 mod layers;
 mod qcow2;
 
-pub use layers::standing_on;
+pub use encryption::Key;
+pub use layers::{Layer, standing_on};
 
 /// The format of an image that volumes are made from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +57,8 @@ pub struct Volume {
     pub allocated: u64,
     /// Its file was found to be damaged, and is not written to until it is repaired.
     pub corrupt: bool,
+    /// What is written to it is encrypted.
+    pub encrypted: bool,
 }
 
 /// An error of the volume driver. Its text is fit for a volume's state reason.
@@ -95,6 +99,9 @@ pub enum Error {
     /// The program `qemu-img` is not installed.
     #[error("qemu-img not found: install the package qemu-utils")]
     ToolMissing,
+    /// An encrypted volume is to be made or read without its key, or of one that is not.
+    #[error("the key of {0} is missing")]
+    KeyMissing(String),
     /// `qemu-img` failed.
     #[error("qemu-img failed: {0}")]
     Tool(String),
@@ -120,6 +127,8 @@ const SUFFIX: &str = ".qcow2";
 #[derive(Clone, Debug)]
 pub struct Driver {
     dir: PathBuf,
+    /// What new volumes are encrypted with, and what encrypted ones are read with.
+    key: Option<Key>,
 }
 
 impl Driver {
@@ -136,7 +145,7 @@ impl Driver {
         }
         // QEMU finds the volumes whatever its own folder is.
         let dir = fs::canonicalize(&dir).map_err(at("open", &dir))?;
-        let driver = Driver { dir };
+        let driver = Driver { dir, key: None };
         for name in driver.names()? {
             if name.as_encoded_bytes().starts_with(TEMPORARY.as_bytes()) {
                 let path = driver.dir.join(name);
@@ -185,6 +194,13 @@ impl Driver {
         if size < snapshot.size {
             return Err(Error::SmallerThanImage { size, image: snapshot.size });
         }
+        if self.key.is_some() && !snapshot.encrypted {
+            // What is written in plain must not stay below.
+            return self.create_encrypted_copy(id, &snapshot, size).await;
+        }
+        if self.key.is_none() && snapshot.encrypted {
+            return Err(Error::KeyMissing(snapshot_id.to_owned()));
+        }
         self.create(id, size, Some((&snapshot.path, Format::Qcow2))).await
     }
 
@@ -202,11 +218,25 @@ impl Driver {
             return Err(Error::InvalidSize(size));
         }
         if let Some(volume) = self.info(id)? {
-            let same = volume.size == size && volume.backing.as_deref() == image.map(|(path, _)| path);
+            let same = volume.encrypted == self.key.is_some()
+                && volume.size == size
+                && volume.backing.as_deref() == image.map(|(path, _)| path);
             return if same { Ok(volume) } else { Err(Error::Conflict(id.to_owned())) };
         }
         let new = self.temporary(id);
-        let made = match self.make(&new, size, image).await {
+        let made = self.make(&new, size, image).await;
+        self.publish_made(id, new, path, made).await
+    }
+
+    /// Gives a volume that was made its name, if it was; removes what is left if it was not.
+    async fn publish_made(
+        &self,
+        id: &str,
+        new: PathBuf,
+        path: PathBuf,
+        made: Result<(), Error>,
+    ) -> Result<Volume, Error> {
+        let made = match made {
             Ok(()) => {
                 let (driver, new) = (self.clone(), new.clone());
                 // Storage may take its time.
@@ -244,9 +274,9 @@ impl Driver {
         if volume.size >= size {
             return Ok(());
         }
-        let mut command = Command::new("qemu-img");
-        command.args(["resize", "-q", "-f", "qcow2"]).arg(&volume.path).arg(size.to_string());
-        run(command).await.map_err(|error| self.told_space(error))?;
+        let mut command = self.command("resize");
+        command.arg("-q").arg(self.alone(&volume)?).arg(size.to_string());
+        self.run(command).await.map_err(|error| self.told_space(error))?;
         sync(&volume.path)
     }
 
@@ -259,22 +289,56 @@ impl Driver {
         if !volume.corrupt {
             return Ok(());
         }
-        let mut command = Command::new("qemu-img");
-        command.args(["check", "-q", "-f", "qcow2", "-r", "all"]).arg(&volume.path);
-        run(command).await.map_err(|error| self.told_space(error))?;
+        let mut command = self.command("check");
+        command.args(["-q", "-r", "all"]).arg(self.alone(&volume)?);
+        self.run(command).await.map_err(|error| self.told_space(error))?;
         sync(&volume.path)
     }
 
     /// Runs `qemu-img create`.
     async fn make(&self, path: &Path, size: u64, image: Option<(&Path, Format)>) -> Result<(), Error> {
-        let mut command = Command::new("qemu-img");
-        command.args(["create", "-q", "-f", "qcow2"]);
+        let mut command = self.command("create");
+        command.args(["-q", "-f", "qcow2"]);
+        if self.key.is_some() {
+            command.args(["-o", encryption::OPTIONS]);
+        }
         if let Some((image, format)) = image {
             // The image was looked at; QEMU need not.
             command.args(["-u", "-F", format.as_str(), "-b"]).arg(image);
         }
         command.arg(path).arg(size.to_string());
-        run(command).await
+        self.run(command).await
+    }
+
+    /// `qemu-img` with a subcommand, told of the key if there is one.
+    fn command(&self, subcommand: &str) -> Command {
+        let mut command = Command::new("qemu-img");
+        command.arg(subcommand);
+        if self.key.is_some() {
+            command.args(["--object", encryption::SECRET]);
+        }
+        command
+    }
+
+    /// Runs `qemu-img`.
+    async fn run(&self, mut command: Command) -> Result<(), Error> {
+        // Its errors are told apart by their text.
+        command.env("LC_ALL", "C").kill_on_drop(true).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(if self.key.is_some() { Stdio::piped() } else { Stdio::null() });
+        let failed = |error| at("run", Path::new("qemu-img"))(error);
+        let mut child = command.spawn().map_err(|error| match error.kind() {
+            ErrorKind::NotFound => Error::ToolMissing,
+            _ => failed(error),
+        })?;
+        if let (Some(key), Some(mut input)) = (&self.key, child.stdin.take()) {
+            // If it has ended already, it says why itself.
+            let _ = tokio::io::AsyncWriteExt::write_all(&mut input, key.as_bytes()).await;
+        }
+        let output = child.wait_with_output().await.map_err(failed)?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(Error::Tool(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
     }
 
     /// The ids of all volumes and snapshots, without those that are removed and stood on.
@@ -305,8 +369,8 @@ impl Driver {
         };
         let allocated = file.metadata().map_err(at("stat", &path))?.blocks() * 512;
         match qcow2::Header::read(&file) {
-            Ok(qcow2::Header { size, backing, corrupt }) => {
-                Ok(Some(Volume { path, size, backing, allocated, corrupt }))
+            Ok(qcow2::Header { size, backing, corrupt, encrypted }) => {
+                Ok(Some(Volume { path, size, backing, allocated, corrupt, encrypted }))
             }
             Err(error) => Err(Error::BadImage { path, reason: error.to_string() }),
         }
@@ -349,20 +413,6 @@ impl Driver {
         };
         if full { Error::NoSpace(self.dir.clone()) } else { error }
     }
-}
-
-/// Runs `qemu-img`.
-async fn run(mut command: Command) -> Result<(), Error> {
-    // Its errors are told apart by their text.
-    command.env("LC_ALL", "C").stdin(Stdio::null()).kill_on_drop(true);
-    let output = command.output().await.map_err(|error| match error.kind() {
-        ErrorKind::NotFound => Error::ToolMissing,
-        _ => at("run", Path::new("qemu-img"))(error),
-    })?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(Error::Tool(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
 }
 
 /// The size of an image's disk in bytes.

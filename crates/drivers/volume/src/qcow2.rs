@@ -21,7 +21,12 @@ pub(crate) struct Header {
     pub backing: Option<PathBuf>,
     /// QEMU found its structure to be damaged, and writes nothing to it until it is repaired.
     pub corrupt: bool,
+    /// What is written to it is encrypted.
+    pub encrypted: bool,
 }
+
+/// The method of encryption of a file that is not.
+const PLAIN: u32 = 0;
 
 /// The incompatible feature of a file that is damaged.
 const CORRUPT: u64 = 1 << 1;
@@ -33,7 +38,7 @@ impl Header {
     /// [`ErrorKind::InvalidData`] if it is not qcow2, version 2 or 3.
     pub(crate) fn read(file: &File) -> io::Result<Header> {
         let invalid = |what: &str| io::Error::new(ErrorKind::InvalidData, what.to_owned());
-        let mut head = [0; 32];
+        let mut head = [0; 36];
         file.read_exact_at(&mut head, 0).map_err(|error| match error.kind() {
             ErrorKind::UnexpectedEof => invalid("it is too short for qcow2"),
             _ => error,
@@ -63,6 +68,6 @@ impl Header {
             file.read_exact_at(&mut features, 72).map_err(|_| invalid("its head is cut off"))?;
         }
         let corrupt = u64::from_be_bytes(features) & CORRUPT != 0;
-        Ok(Header { size: long(6), backing, corrupt })
+        Ok(Header { size: long(6), backing, corrupt, encrypted: word(8) != PLAIN })
     }
 }

@@ -116,6 +116,9 @@ pub struct ImageDevice {
     pub throughput: Option<u32>,
     /// Goes with the instance.
     pub delete_on_termination: bool,
+    /// Its snapshot is encrypted.
+    #[serde(default)]
+    pub encrypted: bool,
 }
 
 /// Who may launch an image besides its owner (`LaunchPermission`).

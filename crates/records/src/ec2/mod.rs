@@ -1,5 +1,6 @@
 //! Records of Amazon EC2, named and shaped after the types of its API reference.
 
+mod encryption;
 mod image;
 mod instance;
 mod instance_types;
@@ -12,6 +13,7 @@ mod snapshot;
 mod volume;
 mod zones;
 
+pub use encryption::{EbsDefaults, EbsKey, Encryption};
 pub use image::{
     BootMode, DeregistrationProtection, Image, ImageBoot, ImageDevice, ImageState, LaunchPermission,
 };
@@ -40,6 +42,7 @@ pub fn register(builder: haar_store::Builder) -> haar_store::Builder {
     builder
         .register::<CapacityTicket>()
         .register::<Claim>()
+        .register::<EbsDefaults>()
         .register::<EbsSnapshot>()
         .register::<Image>()
         .register::<Instance>()

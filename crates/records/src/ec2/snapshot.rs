@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::wire_enum;
+use super::{Encryption, wire_enum};
 use crate::{Tags, resource};
 
 /// A snapshot (`Snapshot` in the API reference).
@@ -46,6 +46,9 @@ pub struct EbsSnapshot {
     /// The accounts that may make volumes from it besides its owner (`createVolumePermission`).
     #[serde(default)]
     pub shared_with: BTreeSet<String>,
+    /// How it is encrypted, if it is.
+    #[serde(default)]
+    pub encryption: Option<Encryption>,
     /// Tags.
     pub tags: Tags,
     /// The image of the library that the volume's disk descends from.

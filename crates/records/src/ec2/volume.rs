@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::{network::AttachmentStatus, wire_enum};
+use super::{Encryption, network::AttachmentStatus, wire_enum};
 use crate::{Tags, resource};
 
 /// A volume (`Volume` in the API reference).
@@ -49,6 +49,9 @@ pub struct Volume {
     /// A damaged disk is to be repaired (EnableVolumeIO).
     #[serde(default)]
     pub enable_io: bool,
+    /// How it is encrypted, if it is.
+    #[serde(default)]
+    pub encryption: Option<Encryption>,
     /// Tags.
     pub tags: Tags,
 }

@@ -1,10 +1,11 @@
 //! Block device mappings: from what RunInstances says and what the image says to the volumes of an instance.
 
 use haar_api::Error;
-use haar_records::ec2::{EbsSnapshot, Image, ImageDevice, VolumeType};
+use haar_records::ec2::{EbsSnapshot, Encryption, Image, ImageDevice, VolumeType};
 use haar_store::Tx;
 
-use crate::error::{Result, combination, invalid_value, missing, unsupported};
+use crate::encryption::Asked;
+use crate::error::{Result, combination, invalid_value, missing};
 use crate::{Scope, model, snapshots};
 
 /// Device names that EC2 takes for EBS volumes, as `/dev/sda1`, `/dev/sdf`, `/dev/xvda`, `xvdb` (EC2 User Guide, "Device
@@ -34,8 +35,12 @@ pub struct VolumePlan {
     pub delete_on_termination: bool,
     /// The snapshot that it is made from, with the size of its volume in GiB.
     pub snapshot: Option<(String, u32)>,
+    /// How that snapshot is encrypted, if it is.
+    pub source: Option<Encryption>,
     /// The image of the library that its disk descends from: of whose root disk it is an overlay, if it is made from no snapshot.
     pub image_id: Option<String>,
+    /// What was said about its encryption.
+    pub encryption: Asked,
 }
 
 /// Limits of a volume type ("Amazon EBS volume types", EBS User Guide).
@@ -254,7 +259,9 @@ fn of_image(tx: &Tx, image: &Image) -> Result<Vec<VolumePlan>> {
             throughput: None,
             delete_on_termination: true,
             snapshot: None,
+            source: None,
             image_id: Some(image.id.clone()),
+            encryption: Asked::default(),
         }]);
     }
     let volume = |device: &ImageDevice| {
@@ -278,6 +285,8 @@ fn of_image(tx: &Tx, image: &Image) -> Result<Vec<VolumePlan>> {
             throughput,
             delete_on_termination: device.delete_on_termination,
             image_id: snapshot.as_ref().and_then(|snapshot| snapshot.image_id.clone()),
+            source: snapshot.as_ref().and_then(|snapshot| snapshot.encryption.clone()),
+            encryption: Asked::default(),
             snapshot: device
                 .snapshot_id
                 .clone()
@@ -299,9 +308,8 @@ pub(crate) fn plan_one(
 ) -> Result<VolumePlan> {
     let name = mapping.device_name.as_deref().unwrap_or_default();
     let ebs = mapping.ebs.clone().unwrap_or_default();
-    if ebs.encrypted == Some(true) {
-        return Err(unsupported("The parameter BlockDeviceMapping.Ebs.Encrypted is not supported."));
-    }
+    let encryption = Asked::new(ebs.encrypted, ebs.kms_key_id.as_deref())?;
+    let mut source = base.and_then(|base| base.source.clone());
     let mut snapshot = base.and_then(|base| base.snapshot.clone());
     let mut image_id = base.and_then(|base| base.image_id.clone());
     if let Some(given) = ebs.snapshot_id.as_deref()
@@ -309,6 +317,7 @@ pub(crate) fn plan_one(
     {
         let found = snapshots::complete(scope, tx, given)?;
         image_id = found.image_id;
+        source = found.encryption;
         snapshot = Some((found.id, found.volume_size_gib));
     }
     let base_size = base.map(|base| base.size_gib);
@@ -348,7 +357,9 @@ pub(crate) fn plan_one(
         throughput,
         delete_on_termination: ebs.delete_on_termination.unwrap_or(goes),
         snapshot,
+        source,
         image_id,
+        encryption,
     })
 }
 
@@ -362,6 +373,7 @@ pub(crate) fn to_image(planned: &VolumePlan) -> ImageDevice {
         iops: provisioned(planned.volume_type, planned.iops),
         throughput: planned.throughput,
         delete_on_termination: planned.delete_on_termination,
+        encrypted: planned.source.is_some(),
     }
 }
 

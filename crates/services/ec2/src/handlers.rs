@@ -12,9 +12,9 @@ use crate::capacity::Capacity;
 use crate::error::Result;
 use crate::model::*;
 use crate::{
-    Scope, defaults, dhcp_options, images, instance_types, instances, internet_gateways, key_pairs,
-    launch_templates, network_interfaces, placement_groups, regions, route_tables, security_groups,
-    snapshots, subnets, tags, volumes, vpcs,
+    Scope, defaults, dhcp_options, encryption, images, instance_types, instances, internet_gateways,
+    key_pairs, launch_templates, network_interfaces, placement_groups, regions, route_tables,
+    security_groups, snapshots, subnets, tags, volumes, vpcs,
 };
 
 /// What the installation gives to EC2.
@@ -24,6 +24,8 @@ pub struct Config {
     pub public_pool: Ipv4Net,
     /// What there is for instances.
     pub capacity: Capacity,
+    /// Seals the default keys of accounts.
+    pub sealer: haar_core::Sealer,
 }
 
 /// What handlers read from the machine rather than from records.
@@ -102,6 +104,14 @@ macro_rules! delegate {
 }
 
 delegate! {
+    encryption {
+        disable_ebs_encryption_by_default(DisableEbsEncryptionByDefaultRequest)
+            -> DisableEbsEncryptionByDefaultResult;
+        enable_ebs_encryption_by_default(EnableEbsEncryptionByDefaultRequest)
+            -> EnableEbsEncryptionByDefaultResult;
+        get_ebs_default_kms_key_id(GetEbsDefaultKmsKeyIdRequest) -> GetEbsDefaultKmsKeyIdResult;
+        get_ebs_encryption_by_default(GetEbsEncryptionByDefaultRequest) -> GetEbsEncryptionByDefaultResult;
+    }
     dhcp_options {
         describe_dhcp_options(DescribeDhcpOptionsRequest) -> DescribeDhcpOptionsResult;
     }

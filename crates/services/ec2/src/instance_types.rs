@@ -35,6 +35,7 @@ fn throughput(mbps: u32) -> f64 {
 
 /// What every type lacks here.
 const FALSE: &str = "false";
+const SUPPORTED: &str = "supported";
 const UNSUPPORTED: &str = "unsupported";
 
 const FILTERS: FilterTable<InstanceType> = FilterTable::new(&[
@@ -63,7 +64,7 @@ const FILTERS: FilterTable<InstanceType> = FilterTable::new(&[
         t.ebs.iter().for_each(|ebs| probe.display(throughput(ebs.maximum_mbps)));
     }),
     ("ebs-info.ebs-optimized-support", |t, (), probe| probe.value(ebs_optimized_support(t).as_str())),
-    ("ebs-info.encryption-support", |_, (), probe| probe.value(UNSUPPORTED)),
+    ("ebs-info.encryption-support", |_, (), probe| probe.value(SUPPORTED)),
     ("ebs-info.maximum-ebs-attachments", |t, (), probe| probe.display(t.max_ebs_attachments)),
     ("ebs-info.nvme-support", |_, (), probe| probe.value(UNSUPPORTED)),
     ("free-tier-eligible", |t, (), probe| probe.display(t.free_tier)),
@@ -188,7 +189,7 @@ fn to_api(t: &InstanceType) -> InstanceTypeInfo {
         instance_storage_supported: Some(false),
         ebs_info: Some(EbsInfo {
             ebs_optimized_support: Some(ebs_optimized_support(t)),
-            encryption_support: Some(EbsEncryptionSupport::Unsupported),
+            encryption_support: Some(EbsEncryptionSupport::Supported),
             ebs_optimized_info: t.ebs.map(|ebs| EbsOptimizedInfo {
                 baseline_bandwidth_in_mbps: count(ebs.baseline_mbps),
                 baseline_throughput_in_m_bps: Some(throughput(ebs.baseline_mbps)),

@@ -10,6 +10,7 @@ pub mod defaults;
 pub mod describe;
 pub mod dhcp_options;
 pub mod dns;
+pub mod encryption;
 pub mod error;
 mod handlers;
 pub mod ids;

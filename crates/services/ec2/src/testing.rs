@@ -42,7 +42,11 @@ pub async fn handlers() -> Handlers {
         }
     }
 
-    let config = Config { public_pool: "198.18.0.0/24".parse().unwrap(), capacity: Capacity::default() };
+    let config = Config {
+        public_pool: "198.18.0.0/24".parse().unwrap(),
+        capacity: Capacity::default(),
+        sealer: haar_core::Sealer::new(&[7; 32]),
+    };
     Handlers::new(store().await, config, Arc::new(NoHost)).await.unwrap()
 }
 

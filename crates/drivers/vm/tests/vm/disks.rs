@@ -25,6 +25,8 @@ fn disk(id: &str, path: PathBuf) -> Disk {
         format: DiskFormat::Qcow2,
         read_only: false,
         limits: DiskLimits { iops: 100, burst_iops: 300, burst_seconds: 60, ..DiskLimits::default() },
+        key: None,
+        below: Vec::new(),
     }
 }
 

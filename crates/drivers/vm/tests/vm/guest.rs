@@ -151,6 +151,8 @@ impl Bench {
                 format: DiskFormat::Raw,
                 read_only: false,
                 limits: DiskLimits::default(),
+                key: None,
+                below: Vec::new(),
             }],
             nics: Vec::new(),
             netns: None,

@@ -10,7 +10,7 @@ use haar_store::Tx;
 
 use super::{check_name, find};
 use crate::block_devices::{self, bad_mapping};
-use crate::error::Result;
+use crate::error::{Result, unsupported};
 use crate::handlers::Handlers;
 use crate::{Scope, ids, instances, model, snapshots, tags, volumes};
 
@@ -134,6 +134,7 @@ fn devices(
             iops: block_devices::provisioned(volume.volume_type, volume.iops),
             throughput: volume.throughput,
             delete_on_termination: device.delete_on_termination,
+            encrypted: volume.encryption.is_some(),
         };
         if let Some(ebs) = mapping.and_then(|mapping| mapping.ebs.as_ref()) {
             change(&mut made, ebs)?;
@@ -145,6 +146,9 @@ fn devices(
     }
     for (_, mapping) in asked.into_iter().filter(|(_, mapping)| mapping.no_device.is_none()) {
         let planned = block_devices::plan_one(tx, Scope::from(ctx), None, mapping)?;
+        if planned.encryption.encrypted == Some(true) {
+            return Err(unsupported("The parameter BlockDeviceMapping.Ebs.Encrypted is not supported."));
+        }
         if let Some((id, _)) = &planned.snapshot {
             // An image stands on snapshots of its own account.
             snapshots::by_id(ctx, tx, id)?;

@@ -33,6 +33,7 @@ fn devices(image: &Image) -> Vec<ImageDevice> {
         iops: None,
         throughput: None,
         delete_on_termination: true,
+        encrypted: false,
     }]
 }
 
@@ -228,7 +229,8 @@ pub(super) fn block_devices(image: &Image) -> Vec<model::BlockDeviceMapping> {
             iops: number(device.iops),
             throughput: number(device.throughput),
             snapshot_id: device.snapshot_id,
-            encrypted: Some(false),
+            encrypted: Some(device.encrypted),
+            kms_key_id: None,
         }),
         ..Default::default()
     };

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use haar_api::{Context, Error};
-use haar_core::idempotent;
+use haar_core::{Sealer, idempotent};
 use haar_records::Tags;
 use haar_records::ec2::{
     Attachment, AttachmentStatus, BlockDevice, CpuOptions, Image, Instance, InstanceGoal, InstanceSpec,
@@ -21,7 +21,9 @@ use crate::error::{Result, combination, invalid_parameter, invalid_value, missin
 use crate::handlers::{Config, Handlers};
 use crate::model;
 use crate::network_interfaces::{self, LaunchInterface};
-use crate::{Scope, addresses, ids, images, key_pairs, launch_templates, security_groups, subnets, tags};
+use crate::{
+    Scope, addresses, encryption, ids, images, key_pairs, launch_templates, security_groups, subnets, tags,
+};
 
 /// User data is limited to 16 KB before it is encoded ("Run commands when you launch an EC2 instance", EC2 User Guide).
 const MAX_USER_DATA: usize = 16 * 1024;
@@ -189,7 +191,9 @@ fn create_one(
     let primary = &plan.interfaces[0].subnet;
     let placement = options::of_one(tx, Scope::from(ctx), &plan.placement, config.capacity);
     let volumes = plan.volumes.iter();
-    let block_devices = volumes.map(|volume| create_volume(ctx, tx, plan, volume, &id, primary)).collect();
+    let block_devices = volumes
+        .map(|volume| create_volume(ctx, tx, plan, volume, &id, primary, &config.sealer))
+        .collect::<Result<_>>()?;
     tx.put(Instance {
         account: ctx.account.clone(),
         region: ctx.region.clone(),
@@ -279,8 +283,10 @@ fn create_volume(
     volume: &VolumePlan,
     instance_id: &str,
     subnet: &Subnet,
-) -> BlockDevice {
+    sealer: &Sealer,
+) -> Result<BlockDevice> {
     let id = ids::VOLUME.generate();
+    let encryption = encryption::of_new(sealer, ctx, tx, &volume.encryption, volume.source.as_ref())?;
     tx.put(Volume {
         account: ctx.account.clone(),
         region: ctx.region.clone(),
@@ -304,15 +310,16 @@ fn create_volume(
         }],
         modification: None,
         auto_enable_io: false,
+        encryption,
         enable_io: false,
         tags: plan.volume_tags.clone(),
     });
-    BlockDevice {
+    Ok(BlockDevice {
         device_name: volume.device_name.clone(),
         volume_id: id,
         delete_on_termination: volume.delete_on_termination,
         detaching: false,
-    }
+    })
 }
 
 /// The record's form of a shutdown behavior.

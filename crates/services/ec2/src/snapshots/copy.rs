@@ -8,9 +8,10 @@ use haar_records::ec2::{EbsSnapshot, REGIONS, SnapshotSource, SnapshotState};
 use haar_store::{Entry, Tx};
 
 use super::{check_description, restorable};
-use crate::error::{Result, invalid_parameter, shorten, unsupported};
+use crate::encryption::Asked;
+use crate::error::{Result, invalid_parameter, shorten};
 use crate::handlers::Handlers;
-use crate::{ids, model, tags};
+use crate::{encryption, ids, model, tags};
 
 /// The volume that a copied snapshot is said to be of: none.
 const NO_VOLUME: &str = "vol-ffffffff";
@@ -37,13 +38,13 @@ pub async fn copy_snapshot(
     if let Some(url) = &input.presigned_url {
         check_presigned(url, region, id)?;
     }
-    if input.encrypted == Some(true) || input.kms_key_id.is_some() {
-        return Err(unsupported("The parameter Encrypted is not supported."));
-    }
+    let asked = Asked::new(input.encrypted, input.kms_key_id.as_deref())?;
     ids::SNAPSHOT.check(id)?;
     haar_core::transact(&handlers.store, ctx, |tx| {
         let source = source(ctx, tx, region, id)?;
-        let copy = of_snapshot(ctx, &source, &description, tags.clone());
+        let encryption =
+            encryption::of_new(&handlers.config.sealer, ctx, tx, &asked, source.encryption.as_ref())?;
+        let copy = EbsSnapshot { encryption, ..of_snapshot(ctx, &source, &description, tags.clone()) };
         let answer =
             model::CopySnapshotResult { snapshot_id: Some(copy.id.clone()), tags: tags::to_api(&copy.tags) };
         tx.put(copy);
@@ -52,7 +53,7 @@ pub async fn copy_snapshot(
     .await
 }
 
-/// A copy of a snapshot, to be made.
+/// A copy of a snapshot, to be made; its encryption is the caller's to tell.
 pub(crate) fn of_snapshot(ctx: &Context, source: &EbsSnapshot, description: &str, tags: Tags) -> EbsSnapshot {
     EbsSnapshot {
         account: ctx.account.clone(),
@@ -74,6 +75,7 @@ pub(crate) fn of_snapshot(ctx: &Context, source: &EbsSnapshot, description: &str
         }),
         public: false,
         shared_with: BTreeSet::new(),
+        encryption: None,
         tags,
         image_id: source.image_id.clone(),
         awaits: None,

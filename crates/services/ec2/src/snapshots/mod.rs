@@ -6,7 +6,7 @@ mod sharing;
 use haar_api::{Context, Error};
 use haar_core::FilterTable;
 use haar_records::Tags;
-use haar_records::ec2::{EbsSnapshot, Image, SnapshotState, Volume, VolumeState};
+use haar_records::ec2::{EbsSnapshot, Encryption, Image, SnapshotState, Volume, VolumeState};
 use haar_store::{Entry, Resource, Snapshot as Records, Tx};
 
 pub use copy::copy_snapshot;
@@ -24,7 +24,7 @@ const SNAPSHOTS: Kind<EbsSnapshot, ()> = Kind {
     id: ids::SNAPSHOT,
     filters: FilterTable::<EbsSnapshot>::new(&[
         ("description", |snapshot, (), probe| probe.value(&snapshot.description)),
-        ("encrypted", |_, (), probe| probe.value("false")),
+        ("encrypted", |snapshot, (), probe| probe.display(snapshot.encryption.is_some())),
         ("owner-alias", |_, (), _| ()),
         ("owner-id", |snapshot, (), probe| probe.value(&snapshot.account)),
         ("progress", |snapshot, (), probe| probe.value(progress(snapshot))),
@@ -194,6 +194,7 @@ pub(crate) fn of_volume(
         copy_of: None,
         public: false,
         shared_with: Default::default(),
+        encryption: volume.encryption.clone(),
         tags,
         image_id: volume.image_id.clone(),
         awaits: None,
@@ -335,7 +336,8 @@ fn to_api(snapshot: &EbsSnapshot) -> model::Snapshot {
     model::Snapshot {
         completion_time: snapshot.completion_time,
         description: Some(snapshot.description.clone()),
-        encrypted: Some(false),
+        encrypted: Some(snapshot.encryption.is_some()),
+        kms_key_id: snapshot.encryption.as_ref().map(Encryption::key_arn),
         owner_id: Some(snapshot.account.clone()),
         progress: Some(progress(snapshot).to_owned()),
         snapshot_id: Some(snapshot.id.clone()),
@@ -352,7 +354,7 @@ fn to_api(snapshot: &EbsSnapshot) -> model::Snapshot {
 fn to_info(snapshot: &EbsSnapshot) -> model::SnapshotInfo {
     model::SnapshotInfo {
         description: Some(snapshot.description.clone()),
-        encrypted: Some(false),
+        encrypted: Some(snapshot.encryption.is_some()),
         owner_id: Some(snapshot.account.clone()),
         progress: Some(progress(snapshot).to_owned()),
         snapshot_id: Some(snapshot.id.clone()),

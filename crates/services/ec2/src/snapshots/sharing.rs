@@ -31,6 +31,10 @@ pub async fn modify_snapshot_attribute(
     let (add, remove) = changes(&input)?;
     haar_core::transact(&handlers.store, ctx, |tx| {
         let mut snapshot = by_id(ctx, tx, &input.snapshot_id)?;
+        if !add.is_empty() && snapshot.encryption.is_some() {
+            let message = "Encrypted snapshots with EBS default key cannot be shared";
+            return Err(Error::new("OperationNotPermitted", message));
+        }
         for who in &remove {
             match who {
                 Who::Everyone => snapshot.public = false,
@@ -193,6 +197,7 @@ mod tests {
             copy_of: None,
             public: false,
             shared_with: Default::default(),
+            encryption: None,
             tags: Tags::new(),
             image_id: None,
             awaits: None,

@@ -2,14 +2,15 @@
 
 use haar_api::{Context, Error};
 use haar_core::idempotent;
-use haar_records::ec2::{SnapshotState, Volume, VolumeState, VolumeType};
-use haar_store::Tx;
+use haar_records::ec2::{EbsSnapshot, SnapshotState, Volume, VolumeState, VolumeType};
+use haar_store::{Entry, Tx};
 
 use super::{by_id, to_api, wrong_state};
 use crate::block_devices::{check_volume, record_type};
+use crate::encryption::Asked;
 use crate::error::{Result, combination, invalid_parameter, invalid_value, missing, shorten, unsupported};
 use crate::handlers::Handlers;
-use crate::{ids, model, snapshots, tags, zones};
+use crate::{encryption, ids, model, snapshots, tags, zones};
 
 /// `CreateVolume`.
 pub async fn create_volume(
@@ -17,20 +18,21 @@ pub async fn create_volume(
     ctx: &Context,
     input: model::CreateVolumeRequest,
 ) -> Result<model::Volume> {
-    for (name, wanted) in [("Encrypted", input.encrypted), ("MultiAttachEnabled", input.multi_attach_enabled)]
-    {
-        if wanted == Some(true) {
-            return Err(unsupported(format!("The parameter {name} is not supported.")));
-        }
+    if input.multi_attach_enabled == Some(true) {
+        return Err(unsupported("The parameter MultiAttachEnabled is not supported."));
     }
+    let asked = Asked::new(input.encrypted, input.kms_key_id.as_deref())?;
     let availability_zone =
         zone(ctx, input.availability_zone.as_deref(), input.availability_zone_id.as_deref())?;
     let volume_type = input.volume_type.map_or(VolumeType::Gp2, record_type);
     let tags = tags::of_new_one(&input.tag_specifications, "volume")?;
     haar_core::transact(&handlers.store, ctx, |tx| {
         let id = idempotent(tx, ctx, |tx| {
-            let size_gib = size(ctx, tx, &input)?;
+            let source = source(ctx, tx, &input)?;
+            let size_gib = size(&input, source.as_deref())?;
             let (iops, throughput) = check_volume(volume_type, size_gib, input.iops, input.throughput)?;
+            let from = source.as_ref().and_then(|source| source.encryption.as_ref());
+            let encryption = encryption::of_new(&handlers.config.sealer, ctx, tx, &asked, from)?;
             let volume = Volume {
                 account: ctx.account.clone(),
                 region: ctx.region.clone(),
@@ -48,6 +50,7 @@ pub async fn create_volume(
                 attachments: Vec::new(),
                 modification: None,
                 auto_enable_io: false,
+                encryption,
                 enable_io: false,
                 tags: tags.clone(),
             };
@@ -60,20 +63,24 @@ pub async fn create_volume(
     .await
 }
 
+/// The snapshot that a volume is to be made from.
+fn source(
+    ctx: &Context,
+    tx: &mut Tx,
+    input: &model::CreateVolumeRequest,
+) -> Result<Option<Entry<EbsSnapshot>>> {
+    let Some(id) = input.snapshot_id.as_deref() else { return Ok(None) };
+    let snapshot = snapshots::restorable(tx, &ctx.account, &ctx.region, id)?;
+    if snapshot.state != SnapshotState::Completed {
+        let message = format!("Snapshot '{id}' is not in the 'completed' state.");
+        return Err(Error::new("IncorrectState", message));
+    }
+    Ok(Some(snapshot))
+}
+
 /// The size that a request asks for in GiB: its snapshot's, where it says none.
-fn size(ctx: &Context, tx: &mut Tx, input: &model::CreateVolumeRequest) -> Result<u32> {
-    let least = match input.snapshot_id.as_deref() {
-        None => None,
-        Some(id) => {
-            let snapshot = snapshots::restorable(tx, &ctx.account, &ctx.region, id)?;
-            if snapshot.state != SnapshotState::Completed {
-                let message = format!("Snapshot '{id}' is not in the 'completed' state.");
-                return Err(Error::new("IncorrectState", message));
-            }
-            Some(snapshot.volume_size_gib)
-        }
-    };
-    match (input.size, least) {
+fn size(input: &model::CreateVolumeRequest, source: Option<&EbsSnapshot>) -> Result<u32> {
+    match (input.size, source.map(|source| source.volume_size_gib)) {
         (None, None) => Err(missing("size or snapshotId")),
         (None, Some(least)) => Ok(least),
         (Some(size), least) => {

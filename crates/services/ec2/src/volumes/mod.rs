@@ -7,7 +7,7 @@ mod status;
 
 use haar_api::{Context, Error};
 use haar_core::FilterTable;
-use haar_records::ec2::{Volume, VolumeAttachment, VolumeState};
+use haar_records::ec2::{Encryption, Volume, VolumeAttachment, VolumeState};
 use haar_store::Tx;
 
 pub use attach::{attach_volume, detach_volume};
@@ -47,7 +47,7 @@ const VOLUMES: Kind<Volume, ()> = Kind {
             probe.values(zones::zone_id(&volume.region, &volume.availability_zone).as_deref());
         }),
         ("create-time", |volume, (), probe| probe.values(volume.create_time.format(TIME).ok().as_deref())),
-        ("encrypted", |_, (), probe| probe.value("false")),
+        ("encrypted", |volume, (), probe| probe.display(volume.encryption.is_some())),
         ("fast-restored", |_, (), _| ()),
         ("multi-attach-enabled", |_, (), probe| probe.value("false")),
         ("operator.managed", |_, (), probe| probe.value("false")),
@@ -95,7 +95,8 @@ fn to_api(volume: &Volume) -> model::Volume {
         availability_zone: Some(volume.availability_zone.clone()),
         availability_zone_id: zones::zone_id(&volume.region, &volume.availability_zone),
         create_time: Some(volume.create_time),
-        encrypted: Some(false),
+        encrypted: Some(volume.encryption.is_some()),
+        kms_key_id: volume.encryption.as_ref().map(Encryption::key_arn),
         iops: volume.iops.and_then(|iops| i32::try_from(iops).ok()),
         throughput: volume.throughput.and_then(|throughput| i32::try_from(throughput).ok()),
         multi_attach_enabled: Some(false),
