@@ -8,7 +8,8 @@ use haar_api_codegen::table::{Rule, Table};
 use haar_api_codegen::{read_model, read_table};
 
 /// Each service: its name, its model, its table.
-const SERVICES: [(&str, &str, &str); 2] = [
+const SERVICES: [(&str, &str, &str); 3] = [
+    ("EBS direct APIs", "models/ebs.json", "crates/services/ebs/operations.toml"),
     ("EC2", "models/ec2.json", "crates/services/ec2/operations.toml"),
     ("STS", "models/sts.json", "crates/services/iam/sts.toml"),
 ];

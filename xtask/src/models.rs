@@ -9,7 +9,8 @@ use std::process::Command;
 use haar_api_codegen::model::Model;
 
 /// The services that haar answers or will answer, by their botocore name.
-const SERVICES: [&str; 10] = ["ec2", "ecr", "ecs", "eks", "iam", "lambda", "lightsail", "logs", "ssm", "sts"];
+const SERVICES: [&str; 11] =
+    ["ebs", "ec2", "ecr", "ecs", "eks", "iam", "lambda", "lightsail", "logs", "ssm", "sts"];
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 

@@ -8,8 +8,10 @@ use std::time::UNIX_EPOCH;
 use haar_access::Access;
 use haar_api::endpoint::RouteHandler;
 use haar_api::{Body, Endpoint};
+use haar_ebs::{HostFuture, Part};
 use haar_iam::{Keyring, Sealer};
 use haar_node::{Compute, Node};
+use haar_records::ec2::EbsSnapshot;
 use haar_store::Store;
 use haar_trail::Trail;
 use hyper::body::Bytes;
@@ -67,6 +69,9 @@ async fn serve(config: &Config) -> Result<()> {
     let capacity = config.capacity(host_memory_mib(), overhead_mib(&node_config.compute));
     let node = Node::start(node_config, store.clone()).await.map_err(Error::daemon)?;
 
+    let ebs = haar_ebs::Handlers::new(store.clone(), ebs_sealer.clone(), Arc::new(Host(node.clone())))
+        .await
+        .map_err(Error::daemon)?;
     let ec2 = haar_ec2::Config { public_pool: config.public_pool, capacity, sealer: ebs_sealer };
     let ec2 = haar_ec2::Handlers::new(store.clone(), ec2, Arc::new(Host(node.clone())))
         .await
@@ -79,6 +84,7 @@ async fn serve(config: &Config) -> Result<()> {
         Arc::new(access(&store, sealer)),
     )
     .recorder(trail.clone())
+    .service(haar_ebs::model::EbsService(ebs))
     .service(haar_ec2::model::Ec2Service(ec2))
     .service(haar_iam::sts::model::StsService(haar_iam::sts::Handlers))
     .route("/_haar/", admin(node.clone(), daemon.admin_token.clone()));
@@ -246,6 +252,53 @@ impl haar_ec2::Host for Host {
                 haar_ec2::DiskCheck::Unknown
             }
         }
+    }
+}
+
+impl haar_ebs::Host for Host {
+    fn written<'a>(&'a self, snapshot: &'a EbsSnapshot) -> HostFuture<'a, Vec<Part>> {
+        Box::pin(async move { self.0.written_parts(snapshot).await.map(parts).map_err(failure) })
+    }
+
+    fn changed<'a>(&'a self, first: &'a EbsSnapshot, second: &'a EbsSnapshot) -> HostFuture<'a, Vec<Part>> {
+        Box::pin(async move {
+            let changed = self.0.changed_parts(first, second).await.map_err(failure)?;
+            changed.map(parts).ok_or(haar_ebs::Failure::Unrelated)
+        })
+    }
+
+    fn uploaded<'a>(&'a self, snapshot: &'a EbsSnapshot) -> HostFuture<'a, Vec<Part>> {
+        Box::pin(async move { self.0.uploaded_parts(snapshot).await.map(parts).map_err(failure) })
+    }
+
+    fn read<'a>(&'a self, snapshot: &'a EbsSnapshot, part: Part) -> HostFuture<'a, Vec<u8>> {
+        Box::pin(async move {
+            let length = usize::try_from(part.end - part.start).unwrap_or_default();
+            self.0.read_snapshot(snapshot, part.start, length).await.map_err(failure)
+        })
+    }
+
+    fn write<'a>(&'a self, snapshot: &'a EbsSnapshot, start: u64, data: &'a [u8]) -> HostFuture<'a, ()> {
+        Box::pin(async move { self.0.write_snapshot(snapshot, start, data).await.map_err(failure) })
+    }
+
+    fn finish<'a>(&'a self, snapshot: &'a EbsSnapshot) -> HostFuture<'a, ()> {
+        Box::pin(async move { self.0.finish_upload(snapshot).await.map_err(failure) })
+    }
+}
+
+fn parts(parts: Vec<(u64, u64)>) -> Vec<Part> {
+    parts.into_iter().map(|(start, end)| Part { start, end }).collect()
+}
+
+fn failure(error: haar_node::Error) -> haar_ebs::Failure {
+    use std::io::ErrorKind::StorageFull;
+    match error {
+        haar_node::Error::Volume(haar_volume::Error::NoSpace(_)) => haar_ebs::Failure::Full,
+        haar_node::Error::Volume(haar_volume::Error::Io { source, .. }) if source.kind() == StorageFull => {
+            haar_ebs::Failure::Full
+        }
+        error => haar_ebs::Failure::Other(error.to_string()),
     }
 }
 

@@ -6,6 +6,7 @@
 //! ([`Node::collect_garbage`]).
 
 mod backend;
+mod blocks;
 mod directory;
 mod error;
 mod images;
@@ -243,6 +244,77 @@ impl Node {
             Some(qemu) => qemu.is_damaged(volume_id),
             None => Ok(None),
         }
+    }
+
+    fn real(&self) -> Result<&Qemu, Error> {
+        let none = || Error::Inconsistent("no disks are made: compute is simulated".to_owned());
+        self.inner.qemu.as_deref().ok_or_else(none)
+    }
+
+    /// The parts of a snapshot, from and to in bytes, that hold data.
+    ///
+    /// # Errors
+    /// What kept them from being found.
+    pub async fn written_parts(&self, snapshot: &EbsSnapshot) -> Result<Vec<(u64, u64)>, Error> {
+        Ok(blocks::parts(&self.real()?.map_snapshot(snapshot).await?, None, false))
+    }
+
+    /// The parts of a snapshot that were written since an earlier one; none if it does not stand on it.
+    ///
+    /// # Errors
+    /// What kept them from being found.
+    pub async fn changed_parts(
+        &self,
+        first: &EbsSnapshot,
+        second: &EbsSnapshot,
+    ) -> Result<Option<Vec<(u64, u64)>>, Error> {
+        let qemu = self.real()?;
+        let Some(depth) = qemu.depth_of(first, second)? else { return Ok(None) };
+        Ok(Some(blocks::parts(&qemu.map_snapshot(second).await?, Some(depth), true)))
+    }
+
+    /// The parts of a snapshot that were uploaded.
+    ///
+    /// # Errors
+    /// What kept them from being found.
+    pub async fn uploaded_parts(&self, snapshot: &EbsSnapshot) -> Result<Vec<(u64, u64)>, Error> {
+        let qemu = self.real()?;
+        qemu.make_upload(snapshot).await?;
+        Ok(blocks::parts(&qemu.map_snapshot(snapshot).await?, Some(1), true))
+    }
+
+    /// Bytes of a snapshot.
+    ///
+    /// # Errors
+    /// What kept them from being read.
+    pub async fn read_snapshot(
+        &self,
+        snapshot: &EbsSnapshot,
+        offset: u64,
+        length: usize,
+    ) -> Result<Vec<u8>, Error> {
+        self.real()?.read_snapshot(snapshot, offset, length).await
+    }
+
+    /// Writes to a snapshot that is being uploaded.
+    ///
+    /// # Errors
+    /// What kept it from being written.
+    pub async fn write_snapshot(
+        &self,
+        snapshot: &EbsSnapshot,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<(), Error> {
+        self.real()?.write_snapshot(snapshot, offset, data).await
+    }
+
+    /// Puts what was uploaded on stable storage.
+    ///
+    /// # Errors
+    /// What kept it from being there.
+    pub async fn finish_upload(&self, snapshot: &EbsSnapshot) -> Result<(), Error> {
+        self.real()?.finish_upload(snapshot).await
     }
 
     /// Removes what is on the machine under this daemon's name and has no record.

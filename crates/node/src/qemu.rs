@@ -15,6 +15,7 @@ use haar_store::Store;
 use haar_vm::{Boot, Disk, DiskFormat, DiskKey, DiskLayer, Nic, Overlay, RunState, Spec, Vm};
 
 use crate::backend::{Backend, Observation};
+use crate::blocks::{self, Sessions};
 use crate::directory::MTU;
 use crate::network::{self, Network};
 use crate::reserve::Reserve;
@@ -34,6 +35,7 @@ pub(crate) struct Qemu {
     firmware_dir: PathBuf,
     reserve: Reserve,
     sealer: Sealer,
+    sessions: Sessions,
     /// Held for reading while a machine is started, for writing while volumes get new layers: no machine may open a file that
     /// becomes a snapshot's.
     layering: tokio::sync::RwLock<()>,
@@ -64,6 +66,7 @@ impl Qemu {
             firmware_dir,
             reserve: Reserve::new(&config.state_dir)?,
             sealer: config.sealer.clone(),
+            sessions: Sessions::default(),
             layering: tokio::sync::RwLock::default(),
             watched: Mutex::default(),
             reconciler: OnceLock::new(),
@@ -166,6 +169,69 @@ impl Qemu {
         };
         let key = open().ok_or_else(|| Error::Sealed(id.to_owned()))?;
         Ok(Some(haar_volume::Key::new(key)))
+    }
+
+    fn volumes_for(&self, snapshot: &EbsSnapshot) -> Result<haar_volume::Driver, Error> {
+        Ok(self.volumes.with_key(self.key(&snapshot.id, snapshot.encryption.as_ref())?))
+    }
+
+    /// Which parts of a snapshot are written, and in which layers.
+    pub(crate) async fn map_snapshot(
+        &self,
+        snapshot: &EbsSnapshot,
+    ) -> Result<Vec<haar_volume::Extent>, Error> {
+        Ok(self.volumes_for(snapshot)?.map(&snapshot.id).await?)
+    }
+
+    pub(crate) fn depth_of(&self, first: &EbsSnapshot, second: &EbsSnapshot) -> Result<Option<u64>, Error> {
+        blocks::depth_of(&self.volumes, first, second)
+    }
+
+    /// Makes the file of a snapshot that is uploaded.
+    pub(crate) async fn make_upload(&self, snapshot: &EbsSnapshot) -> Result<(), Error> {
+        if self.volumes.info(&snapshot.id)?.is_some() {
+            return Ok(());
+        }
+        let (volumes, size) = (self.volumes_for(snapshot)?, u64::from(snapshot.volume_size_gib) << 30);
+        let parent = snapshot.upload.as_ref().and_then(|upload| upload.parent.as_deref());
+        match parent {
+            Some(parent) => drop(volumes.create_from_snapshot(&snapshot.id, parent, size).await?),
+            None => drop(volumes.create_empty(&snapshot.id, size).await?),
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn read_snapshot(
+        &self,
+        snapshot: &EbsSnapshot,
+        offset: u64,
+        length: usize,
+    ) -> Result<Vec<u8>, Error> {
+        let volumes = self.volumes_for(snapshot)?;
+        let read = async |session: &mut haar_volume::Session| session.read(offset, length).await;
+        self.sessions.with(&volumes, &snapshot.id, false, read).await
+    }
+
+    pub(crate) async fn write_snapshot(
+        &self,
+        snapshot: &EbsSnapshot,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<(), Error> {
+        self.make_upload(snapshot).await?;
+        let volumes = self.volumes_for(snapshot)?;
+        let write = async |session: &mut haar_volume::Session| session.write(offset, data).await;
+        self.sessions.with(&volumes, &snapshot.id, true, write).await
+    }
+
+    pub(crate) async fn finish_upload(&self, snapshot: &EbsSnapshot) -> Result<(), Error> {
+        self.make_upload(snapshot).await?;
+        let volumes = self.volumes_for(snapshot)?;
+        let flush = async |session: &mut haar_volume::Session| session.flush().await;
+        self.sessions.with(&volumes, &snapshot.id, true, flush).await?;
+        // What is read from now on is opened for reading only.
+        self.sessions.close(&snapshot.id).await;
+        Ok(())
     }
 
     /// The driver that makes and reads what is encrypted as a volume is.
@@ -529,6 +595,7 @@ impl Backend for Qemu {
     }
 
     async fn remove_snapshot(&self, snapshot_id: &str) -> Result<(), Error> {
+        self.sessions.close(snapshot_id).await;
         Ok(self.volumes.remove(snapshot_id)?)
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use haar_core::reconcile::{Action, Failure, Reconciler};
 use haar_records::ec2::{
-    EbsSnapshot, Instance, InstanceState, SnapshotSource, SnapshotState, Volume, VolumeState,
+    EbsSnapshot, Instance, InstanceState, SnapshotSource, SnapshotState, SnapshotUpload, Volume, VolumeState,
 };
 use haar_store::{Entry, Key, Store};
 use time::OffsetDateTime;
@@ -53,6 +53,18 @@ pub(crate) async fn release(store: &Store, instance: &Instance) -> Result<bool, 
     Ok(!volumes.any(|volume| is_awaited(&records, &volume)))
 }
 
+/// Whether an earlier snapshot of the volume is still to be taken: it may have been begun by a daemon that was killed, and would be cut
+/// off from its volume by a later one.
+fn follows(records: &haar_store::Snapshot, asked: &EbsSnapshot) -> bool {
+    fn order(snapshot: &EbsSnapshot) -> (OffsetDateTime, &String) {
+        (snapshot.start_time, snapshot.set.first().unwrap_or(&snapshot.id))
+    }
+    records
+        .by_index::<EbsSnapshot>(&asked.account, &asked.region, "volume", &asked.volume_id)
+        .filter(|other| other.state == SnapshotState::Pending && other.awaits.is_none())
+        .any(|other| order(other) < order(asked))
+}
+
 impl<B: Backend> Snapshots<B> {
     pub(crate) fn new(store: Store, backend: Arc<B>) -> Self {
         Self { store, backend }
@@ -82,6 +94,16 @@ impl<B: Backend> Snapshots<B> {
         })
     }
 
+    /// Waits for an upload, which fails when it takes too long.
+    async fn wait(&self, snapshot: &EbsSnapshot, upload: &SnapshotUpload) -> Result<Action, Error> {
+        let left = upload.deadline - OffsetDateTime::now_utc();
+        if left.is_positive() {
+            return Ok(Action::RequeueAfter(left.unsigned_abs()));
+        }
+        let message = "The snapshot was not completed in time";
+        self.end(std::slice::from_ref(snapshot), SnapshotState::Error, Some(message)).await
+    }
+
     /// Takes a snapshot, together with those of its set.
     async fn take(&self, asked: &EbsSnapshot) -> Result<Action, Error> {
         let records = self.store.snapshot();
@@ -95,6 +117,9 @@ impl<B: Backend> Snapshots<B> {
             .collect();
         if set.is_empty() {
             set.push(asked.clone());
+        }
+        if set.iter().any(|member| follows(&records, member)) {
+            return Ok(Action::RequeueAfter(LOOK_AGAIN));
         }
         let (state, message) = match self.backend.take_snapshots(&set).await {
             Ok(()) => (SnapshotState::Completed, None),
@@ -149,7 +174,9 @@ impl<B: Backend> Snapshots<B> {
             volume.state == VolumeState::Creating && volume.snapshot_id.as_ref() == Some(id)
         };
         let copies = |copy: &EbsSnapshot| {
-            copy.state == SnapshotState::Pending && copy.copy_of.as_ref().is_some_and(|of| of.id == *id)
+            let uploads = copy.upload.as_ref().is_some_and(|upload| upload.parent.as_ref() == Some(id));
+            copy.state == SnapshotState::Pending
+                && (uploads || copy.copy_of.as_ref().is_some_and(|of| of.id == *id))
         };
         if records.list_all::<Volume>().any(|volume| makes(volume))
             || records.list_all::<EbsSnapshot>().any(|copy| copies(copy))
@@ -180,9 +207,11 @@ impl<B: Backend> Reconciler for Snapshots<B> {
         match snapshot.state {
             SnapshotState::Pending if self.waits(&snapshot) => Ok(Action::RequeueAfter(STILL_WAITS)),
             // Also one that is to be removed: half taken, it would be in the volume's way.
-            SnapshotState::Pending => match &snapshot.copy_of {
-                Some(source) => self.copy(&snapshot, source).await,
-                None => self.take(&snapshot).await,
+            SnapshotState::Pending => match (&snapshot.copy_of, &snapshot.upload) {
+                (_, Some(_)) if snapshot.deleted => self.remove(&snapshot).await,
+                (_, Some(upload)) => self.wait(&snapshot, upload).await,
+                (Some(source), _) => self.copy(&snapshot, source).await,
+                (None, None) => self.take(&snapshot).await,
             },
             _ if snapshot.deleted => self.remove(&snapshot).await,
             SnapshotState::Completed | SnapshotState::Error => Ok(Action::Done),

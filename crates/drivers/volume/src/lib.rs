@@ -18,10 +18,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::process::Command;
 
+mod blocks;
 mod encryption;
 mod layers;
 mod qcow2;
 
+pub use blocks::{Extent, Session};
 pub use encryption::Key;
 pub use layers::{Layer, standing_on};
 
@@ -321,7 +323,12 @@ impl Driver {
     }
 
     /// Runs `qemu-img`.
-    async fn run(&self, mut command: Command) -> Result<(), Error> {
+    async fn run(&self, command: Command) -> Result<(), Error> {
+        self.output(command).await.map(drop)
+    }
+
+    /// What `qemu-img` prints.
+    async fn output(&self, mut command: Command) -> Result<Vec<u8>, Error> {
         // Its errors are told apart by their text.
         command.env("LC_ALL", "C").kill_on_drop(true).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.stdin(if self.key.is_some() { Stdio::piped() } else { Stdio::null() });
@@ -336,7 +343,7 @@ impl Driver {
         }
         let output = child.wait_with_output().await.map_err(failed)?;
         if output.status.success() {
-            return Ok(());
+            return Ok(output.stdout);
         }
         Err(Error::Tool(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
     }

@@ -40,6 +40,9 @@ pub struct EbsSnapshot {
     /// The snapshot that it is a copy of (CopySnapshot), which may be gone once the copy is complete.
     #[serde(default)]
     pub copy_of: Option<SnapshotSource>,
+    /// It is uploaded block by block (StartSnapshot), or was.
+    #[serde(default)]
+    pub upload: Option<SnapshotUpload>,
     /// Everyone may make volumes from it (`createVolumePermission`, group `all`).
     #[serde(default)]
     pub public: bool,
@@ -65,6 +68,18 @@ impl EbsSnapshot {
     pub fn is_restorable_by(&self, account: &str) -> bool {
         self.account == account || self.public || self.shared_with.contains(account)
     }
+}
+
+/// A snapshot that is uploaded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotUpload {
+    /// The snapshot that it stands on.
+    pub parent: Option<String>,
+    /// When it fails if it is not complete.
+    #[serde(with = "time::serde::timestamp::nanoseconds")]
+    pub deadline: OffsetDateTime,
+    /// No more blocks are taken: it is being completed.
+    pub completing: bool,
 }
 
 /// What a copied snapshot is a copy of.

@@ -46,7 +46,7 @@ impl Asked {
 ///
 /// # Errors
 /// For a key that there is not, and for what would take away encryption.
-pub(crate) fn of_new(
+pub fn of_new(
     sealer: &Sealer,
     ctx: &Context,
     tx: &mut Tx,

@@ -79,6 +79,7 @@ pub(crate) fn of_snapshot(ctx: &Context, source: &EbsSnapshot, description: &str
         tags,
         image_id: source.image_id.clone(),
         awaits: None,
+        upload: None,
     }
 }
 

@@ -192,6 +192,7 @@ pub(crate) fn of_volume(
         set: Vec::new(),
         deleted: false,
         copy_of: None,
+        upload: None,
         public: false,
         shared_with: Default::default(),
         encryption: volume.encryption.clone(),

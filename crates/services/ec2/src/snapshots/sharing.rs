@@ -195,6 +195,7 @@ mod tests {
             set: Vec::new(),
             deleted: false,
             copy_of: None,
+            upload: None,
             public: false,
             shared_with: Default::default(),
             encryption: None,
