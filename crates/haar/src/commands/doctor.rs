@@ -301,7 +301,7 @@ fn nameservers(resolv_conf: &str) -> impl Iterator<Item = &str> {
 /// The programs that building images takes.
 fn image_tools() -> Check {
     const NAME: &str = "image building";
-    let programs = ["apt-get", "dpkg-deb", "mkfs.ext4", "mmdebstrap", "qemu-img"];
+    let programs = ["apt-get", "dpkg-deb", "mcopy", "mkfs.ext4", "mkfs.vfat", "mmdebstrap", "qemu-img"];
     let missing: Vec<_> = programs.into_iter().filter(|program| find_program(program).is_none()).collect();
     if missing.is_empty() {
         return Check::ok(NAME, programs.join(", "));

@@ -91,16 +91,15 @@ pub(crate) fn partition(disk: &Path, size: u64) -> Result<Partitions> {
 /// Makes the EFI system partition with one program: the one that firmware starts when it knows of no other (UEFI
 /// specification, section 3.5.1.1, "Removable media boot behavior").
 pub(crate) fn make_efi(disk: &Path, at: Extent, program: &Path) -> Result<()> {
+    let mut format = tool::command("mkfs.vfat");
+    format.args(["-n", "EFI", "--offset", &(at.start / SECTOR).to_string()]);
+    tool::run(format.arg(disk).arg((at.length / 1024).to_string()), "dosfstools")?;
     let image = format!("{}@@{}", disk.display(), at.start);
-    // mtools asks for the geometry of a floppy otherwise.
     let mtools = |name: &str| {
         let mut command = tool::command(name);
-        command.env("MTOOLS_SKIP_CHECK", "1").arg("-i").arg(&image);
+        command.arg("-i").arg(&image);
         command
     };
-    let mut format = mtools("mformat");
-    format.args(["-v", "EFI", "-T", &(at.length / SECTOR).to_string(), "-h", "1", "-s", "63", "::"]);
-    tool::run(&mut format, "mtools")?;
     tool::run(mtools("mmd").args(["::/EFI", "::/EFI/BOOT"]), "mtools")?;
     tool::run(mtools("mcopy").arg(program).arg("::/EFI/BOOT/BOOTX64.EFI"), "mtools").map(drop)
 }

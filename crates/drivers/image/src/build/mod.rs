@@ -67,7 +67,9 @@ impl Recipe {
     pub fn requirements(self) -> &'static [&'static str] {
         match self {
             Recipe::Tiny => &["apt", "dpkg", "e2fsprogs", "qemu-utils"],
-            Recipe::Debian12 => &["apt", "dpkg", "e2fsprogs", "fdisk", "mmdebstrap", "mtools", "qemu-utils"],
+            Recipe::Debian12 => {
+                &["apt", "dosfstools", "dpkg", "e2fsprogs", "fdisk", "mmdebstrap", "mtools", "qemu-utils"]
+            }
         }
     }
 }
