@@ -34,6 +34,7 @@ const SNAPSHOTS: Kind<EbsSnapshot, ()> = Kind {
         }),
         ("status", |snapshot, (), probe| probe.value(snapshot.state.as_str())),
         ("storage-tier", |_, (), probe| probe.value("standard")),
+        ("transfer-type", |_, (), _| ()),
         ("volume-id", |snapshot, (), probe| probe.value(&snapshot.volume_id)),
         ("volume-size", |snapshot, (), probe| probe.display(snapshot.volume_size_gib)),
     ])

@@ -41,6 +41,8 @@ const STATUSES: Kind<Volume, Checks> = Kind {
             }
         }),
         ("action.event-id", |_, _, _| ()),
+        ("attachment-status.instance-id", |_, _, _| ()),
+        ("attachment-status.io-performance", |_, _, _| ()),
         ("availability-zone", |volume, _, probe| probe.value(&volume.availability_zone)),
         ("event.description", |volume, checks, probe| {
             if damaged(volume, checks) {
