@@ -5,12 +5,13 @@ import os
 import random
 import signal
 import time
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from conftest import Launcher, image_id, open_group, save_key
 from support.machine import processes, wait_for
 from test_crash import start_again
-from test_snapshots import find, read, remove, write
+from test_snapshots import find, read, remove, snapshot, write
 from test_volumes import attach, create, delete, detach, disk, home, refusal
 
 
@@ -67,15 +68,15 @@ def test_an_image_of_an_instance_is_described(sim, source, simulated):
     assert found["ImageLocation"] == f"{account}/web 1"
     (device,) = found["BlockDeviceMappings"]
     assert device["DeviceName"] == found["RootDeviceName"]
-    snapshot = find(sim, device["Ebs"]["SnapshotId"])
-    assert snapshot["Description"] == f"Created by CreateImage({source}) for {image}"
-    assert (snapshot["Tags"], snapshot["State"]) == (tags, "completed")
+    taken = find(sim, device["Ebs"]["SnapshotId"])
+    assert taken["Description"] == f"Created by CreateImage({source}) for {image}"
+    assert (taken["Tags"], taken["State"]) == (tags, "completed")
     for name, value in [
         ("name", "web*"),
         ("is-public", "false"),
         ("owner-id", account),
         ("source-instance-id", source),
-        ("block-device-mapping.snapshot-id", snapshot["SnapshotId"]),
+        ("block-device-mapping.snapshot-id", taken["SnapshotId"]),
         ("tag:Name", "golden"),
         ("description", "what*"),
     ]:
@@ -88,14 +89,14 @@ def test_an_image_of_an_instance_is_described(sim, source, simulated):
         "InvalidAMIName.Duplicate",
         f"AMI name web 1 is already in use by AMI {image}",
     )
-    code, message = refusal(sim.delete_snapshot, SnapshotId=snapshot["SnapshotId"])
+    code, message = refusal(sim.delete_snapshot, SnapshotId=taken["SnapshotId"])
     assert code == "InvalidSnapshot.InUse" and image in message
     answer = sim.deregister_image(ImageId=image)
     assert answer["Return"] and not answer.get("DeleteSnapshotResults")
     assert refusal(sim.describe_images, ImageIds=[image])[0] == "InvalidAMIID.NotFound"
     assert refusal(sim.deregister_image, ImageId=image)[0] == "InvalidAMIID.NotFound"
     assert refusal(sim.run_instances, ImageId=image, InstanceType="t3.nano", MinCount=1, MaxCount=1)[0] == "InvalidAMIID.NotFound"
-    remove(sim, [snapshot["SnapshotId"]])
+    remove(sim, [taken["SnapshotId"]])
 
 
 def test_an_image_has_the_devices_that_are_asked_for(sim, source):
@@ -248,6 +249,120 @@ def test_the_command_line_knows_images_of_accounts(sim, source, simulated):
     deregister(sim, image)
 
 
+def root_snapshot(client, instance: str, name: str) -> str:
+    """A snapshot of an instance's root volume."""
+    found = client.describe_instances(InstanceIds=[instance])["Reservations"][0]["Instances"][0]
+    volume = found["BlockDeviceMappings"][0]["Ebs"]["VolumeId"]
+    return snapshot(client, volume, Description=name)
+
+
+def test_images_are_registered_of_snapshots(sim, source):
+    taken = root_snapshot(sim, source, "root")
+    device = {"DeviceName": "/dev/xvda", "Ebs": {"SnapshotId": taken, "VolumeSize": 8, "VolumeType": "gp3", "Iops": 3500}}
+    extra = {"DeviceName": "/dev/sdf", "Ebs": {"VolumeSize": 2}}
+    image = sim.register_image(
+        Name="registered",
+        Description="by hand",
+        Architecture="x86_64",
+        VirtualizationType="hvm",
+        RootDeviceName="/dev/xvda",
+        BootMode="uefi-preferred",
+        ImdsSupport="v2.0",
+        BlockDeviceMappings=[extra, device],
+        TagSpecifications=[{"ResourceType": "image", "Tags": [{"Key": "a", "Value": "b"}]}],
+    )["ImageId"]
+    found = described(sim, image)
+    assert (found["State"], found["BootMode"], found["ImdsSupport"]) == ("available", "uefi-preferred", "v2.0")
+    assert (found["RootDeviceName"], found["Description"], found["Tags"]) == ("/dev/xvda", "by hand", [{"Key": "a", "Value": "b"}])
+    devices = {d["DeviceName"]: d["Ebs"] for d in found["BlockDeviceMappings"]}
+    assert (devices["/dev/xvda"]["SnapshotId"], devices["/dev/xvda"]["Iops"]) == (taken, 3500)
+    launched = sim.run_instances(ImageId=image, InstanceType="t3.nano", MinCount=1, MaxCount=1)["Instances"][0]
+    assert launched["RootDeviceName"] == "/dev/xvda"
+    volumes = sim.describe_volumes(Filters=[{"Name": "attachment.instance-id", "Values": [launched["InstanceId"]]}])["Volumes"]
+    assert sorted((v["Size"], v["SnapshotId"]) for v in volumes) == [(2, ""), (8, taken)]
+    sim.terminate_instances(InstanceIds=[launched["InstanceId"]])
+    right = {"Name": "refused", "RootDeviceName": "/dev/xvda", "BlockDeviceMappings": [device]}
+    for parameters, code in [
+        ({"Name": "registered"}, "InvalidAMIName.Duplicate"),
+        ({"RootDeviceName": "/dev/sda1"}, "InvalidBlockDeviceMapping"),
+        ({"BlockDeviceMappings": []}, "MissingParameter"),
+        ({"BlockDeviceMappings": [{"DeviceName": "/dev/xvda", "Ebs": {"SnapshotId": "snap-0123456789abcdef0"}}]}, "InvalidSnapshot.NotFound"),
+        ({"Architecture": "arm64"}, "UnsupportedOperation"),
+        ({"VirtualizationType": "paravirtual"}, "UnsupportedOperation"),
+        ({"EnaSupport": True}, "UnsupportedOperation"),
+        ({"KernelId": "aki-12345678"}, "UnsupportedOperation"),
+        ({"UefiData": "eA=="}, "UnsupportedOperation"),
+        ({"BootMode": "coreboot"}, "InvalidParameterValue"),
+    ]:
+        assert refusal(sim.register_image, **(right | parameters))[0] == code, parameters
+    deregister(sim, image)
+
+
+def test_images_are_copied_to_other_regions(sim, source, simulated):
+    image = sim.create_image(InstanceId=source, Name="original", Description="the first", NoReboot=True)["ImageId"]
+    wait_for_image(sim, image)
+    sim.create_tags(Resources=[image], Tags=[{"Key": "Name", "Value": "golden"}])
+    away = simulated.client("ec2", region_name="us-east-1")
+    assert refusal(away.describe_images, ImageIds=[image])[0] == "InvalidAMIID.NotFound"
+    asked = {"SourceImageId": image, "SourceRegion": simulated.region, "Name": "copy", "CopyImageTags": True, "ClientToken": "once"}
+    copy = away.copy_image(**asked)["ImageId"]
+    assert away.copy_image(**asked)["ImageId"] == copy
+    found = wait_for_image(away, copy)
+    assert (found["SourceImageId"], found["SourceImageRegion"], found["Description"]) == (image, simulated.region, "the first")
+    assert found["Tags"] == [{"Key": "Name", "Value": "golden"}]
+    (taken,) = snapshots_of(away, copy)
+    assert find(away, taken)["Description"].startswith(f"Copied for DestinationAmi {copy} from SourceAmi {image}")
+    launched = away.run_instances(ImageId=copy, InstanceType="t3.nano", MinCount=1, MaxCount=1)["Instances"][0]["InstanceId"]
+    deregister(sim, image)
+    away.get_waiter("instance_running").wait(InstanceIds=[launched], WaiterConfig={"Delay": 1})
+    away.terminate_instances(InstanceIds=[launched])
+    for parameters, code in [
+        ({"SourceImageId": "ami-0123456789abcdef0"}, "InvalidAMIID.NotFound"),
+        ({"SourceRegion": "mars-north-1"}, "InvalidParameterValue"),
+        ({"Name": "copy"}, "InvalidAMIName.Duplicate"),
+        ({"KmsKeyId": "alias/mine"}, "InvalidParameterDependency"),
+    ]:
+        parameters = {"SourceImageId": copy, "SourceRegion": "us-east-1", "Name": "other"} | parameters
+        assert refusal(away.copy_image, **parameters)[0] == code, parameters
+    deregister(away, copy)
+
+
+def test_images_are_disabled_deprecated_and_protected(sim, source):
+    image = sim.create_image(InstanceId=source, Name="kept", NoReboot=True)["ImageId"]
+    wait_for_image(sim, image)
+    launch = {"ImageId": image, "InstanceType": "t3.nano", "MinCount": 1, "MaxCount": 1}
+    sim.modify_image_attribute(ImageId=image, LaunchPermission={"Add": [{"Group": "all"}]})
+    assert sim.disable_image(ImageId=image)["Return"]
+    assert sim.describe_images(Owners=["self"], Filters=[{"Name": "name", "Values": ["kept"]}])["Images"] == []
+    assert described(sim, image, IncludeDisabled=True)["State"] == "disabled"
+    assert not described(sim, image, IncludeDisabled=True)["Public"]
+    assert refusal(sim.run_instances, **launch)[0] == "InvalidAMIID.Unavailable"
+    assert sim.enable_image(ImageId=image)["Return"]
+    assert described(sim, image)["State"] == "available"
+
+    soon = datetime.now(timezone.utc).replace(second=40, microsecond=0) + timedelta(hours=1)
+    sim.enable_image_deprecation(ImageId=image, DeprecateAt=soon)
+    rounded = (soon + timedelta(seconds=20)).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    assert described(sim, image)["DeprecationTime"] == rounded
+    for wrong in (soon - timedelta(days=1), soon + timedelta(days=4000)):
+        assert refusal(sim.enable_image_deprecation, ImageId=image, DeprecateAt=wrong)[0] == "InvalidParameterValue"
+    sim.disable_image_deprecation(ImageId=image)
+    assert "DeprecationTime" not in described(sim, image)
+
+    assert sim.enable_image_deregistration_protection(ImageId=image)["Return"] == "enabled-without-cooldown"
+    assert refusal(sim.deregister_image, ImageId=image)[0] == "OperationNotPermitted"
+    assert described(sim, image)["DeregistrationProtection"] == "enabled-without-cooldown"
+    assert sim.disable_image_deregistration_protection(ImageId=image)["Return"] == "disabled"
+    deregister(sim, image)
+    assert refusal(sim.disable_image, ImageId=image)[0] == "InvalidAMIID.NotFound"
+
+    cooling = sim.create_image(InstanceId=source, Name="cooling", NoReboot=True)["ImageId"]
+    wait_for_image(sim, cooling)
+    sim.enable_image_deregistration_protection(ImageId=cooling, WithCooldown=True)
+    assert sim.disable_image_deregistration_protection(ImageId=cooling)["Return"] == "enabled-with-cooldown"
+    assert refusal(sim.deregister_image, ImageId=cooling)[0] == "OperationNotPermitted"
+
+
 # --- guests -------------------------------------------------------------------------------------------------------------
 
 
@@ -264,7 +379,7 @@ def test_what_was_changed_is_launched_ten_times_and_kept_once(daemon, ec2, launc
     guest.hang_up()
     guest.wait_for_login()
     assert guest.boot_id() != boot and guest.run("md5sum </root/payload") == payload
-    (snapshot,) = snapshots_of(ec2, image)
+    (taken,) = snapshots_of(ec2, image)
 
     many = ec2.run_instances(
         ImageId=image, InstanceType="t3.nano", KeyName="login", SecurityGroupIds=[launch.group], MinCount=10, MaxCount=10
@@ -278,7 +393,7 @@ def test_what_was_changed_is_launched_ten_times_and_kept_once(daemon, ec2, launc
         assert one.run("md5sum </root/payload") == payload, one.id
     assert {one.describe()["ImageId"] for one in guests} == {image}
     roots = [one.describe()["BlockDeviceMappings"][0]["Ebs"]["VolumeId"] for one in guests]
-    once, copies = used(daemon, snapshot), [used(daemon, root) for root in roots]
+    once, copies = used(daemon, taken), [used(daemon, root) for root in roots]
     print(f"the snapshot takes {once >> 10} KiB, the ten volumes {[c >> 10 for c in copies]} KiB")
     # The volumes hold what each guest has written since, which is less than the change.
     assert once > 12 << 20
@@ -298,7 +413,7 @@ def test_what_was_changed_is_launched_ten_times_and_kept_once(daemon, ec2, launc
     guests[0].wait_for_login()
     assert guests[0].run("cat /root/mine; md5sum </root/payload").split("\n") == ["one", payload]
     ec2.terminate_instances(InstanceIds=[guests[0].id])
-    wait_for(lambda: not (daemon.state_dir / "volumes" / f"{snapshot}.qcow2").exists(), 60, message="the snapshot was left behind")
+    wait_for(lambda: not (daemon.state_dir / "volumes" / f"{taken}.qcow2").exists(), 60, message="the snapshot was left behind")
 
 
 def test_an_image_without_reboot_has_all_that_was_flushed_of_every_volume(ec2, launch):
@@ -333,6 +448,32 @@ def test_an_image_without_reboot_has_all_that_was_flushed_of_every_volume(ec2, l
         delete(ec2, found["VolumeId"])
     detach(ec2, volume)
     delete(ec2, volume)
+
+
+def test_copies_and_registered_images_boot_and_take_no_room(daemon, ec2, launch):
+    of_library = ec2.copy_image(SourceImageId=launch.image, SourceRegion=daemon.region, Name="tiny of my own")["ImageId"]
+    wait_for_image(ec2, of_library)
+    guest = launch(ImageId=of_library)
+    guest.run("echo changed >/root/changed; sync")
+    image = ec2.create_image(InstanceId=guest.id, Name="to be copied", NoReboot=True)["ImageId"]
+    wait_for_image(ec2, image)
+    copy = ec2.copy_image(SourceImageId=image, SourceRegion=daemon.region, Name="copied")["ImageId"]
+    wait_for_image(ec2, copy)
+    (original,), (copied,) = snapshots_of(ec2, image), snapshots_of(ec2, copy)
+    files = [os.stat(daemon.state_dir / "volumes" / f"{name}.qcow2") for name in (original, copied)]
+    assert files[0].st_ino == files[1].st_ino, "the copy is the same file"
+    deregister(ec2, image)
+    root = described(ec2, copy)["RootDeviceName"]
+    mapping = [{"DeviceName": root, "Ebs": {"SnapshotId": copied}}]
+    registered = ec2.register_image(Name="registered", RootDeviceName=root, BlockDeviceMappings=mapping)["ImageId"]
+    guests = [launch(ImageId=one) for one in (copy, registered)]
+    assert [one.run("cat /root/changed") for one in guests] == ["changed", "changed"]
+    # What two images stand on goes with the second.
+    kept = ec2.deregister_image(ImageId=copy, DeleteAssociatedSnapshots=True)["DeleteSnapshotResults"]
+    gone = ec2.deregister_image(ImageId=registered, DeleteAssociatedSnapshots=True)["DeleteSnapshotResults"]
+    assert [r["ReturnCode"] for r in kept + gone] == ["skipped", "success"]
+    deregister(ec2, of_library)
+    ec2.terminate_instances(InstanceIds=[one.id for one in [guest, *guests]], SkipOsShutdown=True)
 
 
 # --- crashes ------------------------------------------------------------------------------------------------------------

@@ -56,6 +56,10 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// Makes a snapshot that is a copy of another one.
     fn copy_snapshot(&self, from: &str, to: &EbsSnapshot) -> impl Future<Output = Result<(), Error>> + Send;
 
+    /// Makes a snapshot that is the root disk of its image of the library.
+    fn make_library_snapshot(&self, snapshot: &EbsSnapshot)
+    -> impl Future<Output = Result<(), Error>> + Send;
+
     /// The size in GiB of a snapshot that was taken, if it can be told.
     fn snapshot_size(&self, snapshot_id: &str) -> Result<Option<u32>, Error>;
 

@@ -137,7 +137,7 @@ impl Qemu {
             } else {
                 match (&record.snapshot_id, &record.image_id) {
                     (None, Some(image_id)) => {
-                        let backing = self.library_image(instance, image_id).await?.root_disk();
+                        let backing = self.library_image(image_id).await?.root_disk();
                         let format = haar_volume::Format::Qcow2;
                         let volumes = self.volumes_of(&record)?;
                         volumes.create_overlay(&record.id, &backing, format, bytes(&record)).await?;
@@ -150,10 +150,10 @@ impl Qemu {
         Ok(disks)
     }
 
-    async fn library_image(&self, instance: &Instance, image_id: &str) -> Result<haar_image::Image, Error> {
+    async fn library_image(&self, image_id: &str) -> Result<haar_image::Image, Error> {
         let (library, image_id) = (self.images.clone(), image_id.to_owned());
         let image = tokio::task::spawn_blocking(move || library.get(&image_id.parse::<ImageId>()?)).await;
-        Ok(image.map_err(|error| Self::inconsistent(instance, error))??)
+        Ok(image.map_err(|error| Error::Inconsistent(error.to_string()))??)
     }
 
     /// What a volume or snapshot is encrypted with, if it is.
@@ -352,7 +352,7 @@ impl Qemu {
         let mode = match (&instance.spec.boot, instance.spec.kernel_image()) {
             (Some(ImageBoot::Firmware(mode)), _) => *mode,
             (_, Some(image_id)) => {
-                let image = self.library_image(instance, image_id).await?;
+                let image = self.library_image(image_id).await?;
                 if let Some(kernel) = image.kernel() {
                     let cmdline = image.command_line().unwrap_or_default().to_owned();
                     return Ok(Boot::Kernel { kernel, initrd: image.initrd(), cmdline });
@@ -561,6 +561,15 @@ impl Backend for Qemu {
         let _layering = self.layering.write().await;
         self.volumes.finish_snapshot(&volume.id)?;
         Ok(self.volumes_of(volume)?.repair(&volume.id).await?)
+    }
+
+    async fn make_library_snapshot(&self, snapshot: &EbsSnapshot) -> Result<(), Error> {
+        let missing = || Error::Inconsistent(format!("{} is of no image", snapshot.id));
+        let image = self.library_image(snapshot.image_id.as_deref().ok_or_else(missing)?).await?;
+        let size = u64::from(snapshot.volume_size_gib) << 30;
+        let (disk, format) = (image.root_disk(), haar_volume::Format::Qcow2);
+        self.volumes_for(snapshot)?.create_overlay(&snapshot.id, &disk, format, size).await?;
+        Ok(())
     }
 
     async fn copy_snapshot(&self, from: &str, to: &EbsSnapshot) -> Result<(), Error> {

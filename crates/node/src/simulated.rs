@@ -61,6 +61,10 @@ impl Backend for Simulated {
         Ok(())
     }
 
+    async fn make_library_snapshot(&self, _: &EbsSnapshot) -> Result<(), Error> {
+        Ok(())
+    }
+
     async fn copy_snapshot(&self, _: &str, _: &EbsSnapshot) -> Result<(), Error> {
         Ok(())
     }

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use haar_core::reconcile::{Action, Failure, Reconciler};
 use haar_records::ec2::{
-    EbsSnapshot, Instance, InstanceState, SnapshotSource, SnapshotState, SnapshotUpload, Volume, VolumeState,
+    EbsSnapshot, Instance, InstanceState, SnapshotOrigin, SnapshotSource, SnapshotState, SnapshotUpload,
+    Volume, VolumeState,
 };
 use haar_store::{Entry, Key, Store};
 use time::OffsetDateTime;
@@ -76,6 +77,19 @@ impl<B: Backend> Snapshots<B> {
             Ok(()) => (SnapshotState::Completed, None),
             Err(error @ Error::Volume(_)) => {
                 tracing::warn!(snapshot = copy.id, %error, "cannot copy the snapshot");
+                (SnapshotState::Error, Some(error.to_string()))
+            }
+            Err(error) => return Err(error),
+        };
+        self.end(std::slice::from_ref(copy), state, message.as_deref()).await
+    }
+
+    /// Makes a snapshot that is the root disk of an image of the library.
+    async fn copy_library(&self, copy: &EbsSnapshot) -> Result<Action, Error> {
+        let (state, message) = match self.backend.make_library_snapshot(copy).await {
+            Ok(()) => (SnapshotState::Completed, None),
+            Err(error @ (Error::Volume(_) | Error::Image(_) | Error::Inconsistent(_))) => {
+                tracing::warn!(snapshot = copy.id, %error, "cannot make the snapshot");
                 (SnapshotState::Error, Some(error.to_string()))
             }
             Err(error) => return Err(error),
@@ -211,6 +225,9 @@ impl<B: Backend> Reconciler for Snapshots<B> {
                 (_, Some(_)) if snapshot.deleted => self.remove(&snapshot).await,
                 (_, Some(upload)) => self.wait(&snapshot, upload).await,
                 (Some(source), _) => self.copy(&snapshot, source).await,
+                (None, None) if snapshot.origin == Some(SnapshotOrigin::Library) => {
+                    self.copy_library(&snapshot).await
+                }
                 (None, None) => self.take(&snapshot).await,
             },
             _ if snapshot.deleted => self.remove(&snapshot).await,

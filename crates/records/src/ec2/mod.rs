@@ -30,7 +30,7 @@ pub use network::{
 };
 pub use placement_group::{CapacityTicket, PlacementGroup, PlacementStrategy};
 pub use security_group::{RuleTarget, SecurityGroup, SecurityGroupRule};
-pub use snapshot::{EbsSnapshot, SnapshotSource, SnapshotState, SnapshotUpload};
+pub use snapshot::{EbsSnapshot, SnapshotOrigin, SnapshotSource, SnapshotState, SnapshotUpload};
 pub use volume::{
     ModificationState, Volume, VolumeAttachment, VolumeModification, VolumeShape, VolumeState, VolumeType,
 };

@@ -57,6 +57,9 @@ pub struct EbsSnapshot {
     /// The image of the library that the volume's disk descends from.
     #[serde(default)]
     pub image_id: Option<String>,
+    /// What it is made from that is neither a volume nor another snapshot.
+    #[serde(default)]
+    pub origin: Option<SnapshotOrigin>,
     /// The instance for whose reboot it waits, so that it is taken while the guest is down.
     #[serde(default)]
     pub awaits: Option<String>,
@@ -80,6 +83,13 @@ pub struct SnapshotUpload {
     pub deadline: OffsetDateTime,
     /// No more blocks are taken: it is being completed.
     pub completing: bool,
+}
+
+/// What a snapshot is made from that is neither a volume nor another snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SnapshotOrigin {
+    /// The root disk of its image of the library.
+    Library,
 }
 
 /// What a copied snapshot is a copy of.

@@ -84,6 +84,7 @@ pub(crate) async fn start_snapshot(
                 encryption,
                 tags: named.clone(),
                 image_id: parent.as_ref().and_then(|parent| parent.image_id.clone()),
+                origin: None,
                 awaits: None,
             };
             let id = snapshot.id.clone();

@@ -266,20 +266,22 @@ fn of_image(tx: &Tx, image: &Image) -> Result<Vec<VolumePlan>> {
     }
     let volume = |device: &ImageDevice| {
         let signed = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
-        let (iops, throughput) = check_volume(
-            device.volume_type,
-            device.size_gib,
-            device.iops.map(signed),
-            device.throughput.map(signed),
-        )?;
         // Its snapshot stays as long as the image.
         let snapshot = device
             .snapshot_id
             .as_ref()
             .and_then(|id| tx.snapshot().get::<EbsSnapshot>(&image.account, &image.region, id));
+        // A volume that was growing when its snapshot was taken may have been larger than it said.
+        let size_gib = snapshot.as_ref().map_or(0, |snapshot| snapshot.volume_size_gib).max(device.size_gib);
+        let (iops, throughput) = check_volume(
+            device.volume_type,
+            size_gib,
+            device.iops.map(signed),
+            device.throughput.map(signed),
+        )?;
         Ok(VolumePlan {
             device_name: device.device_name.clone(),
-            size_gib: device.size_gib,
+            size_gib,
             volume_type: device.volume_type,
             iops,
             throughput,

@@ -116,11 +116,21 @@ delegate! {
         describe_dhcp_options(DescribeDhcpOptionsRequest) -> DescribeDhcpOptionsResult;
     }
     images {
+        copy_image(CopyImageRequest) -> CopyImageResult;
         create_image(CreateImageRequest) -> CreateImageResult;
         deregister_image(DeregisterImageRequest) -> DeregisterImageResult;
         describe_image_attribute(DescribeImageAttributeRequest) -> ImageAttribute;
         describe_images(DescribeImagesRequest) -> DescribeImagesResult;
+        disable_image(DisableImageRequest) -> DisableImageResult;
+        disable_image_deprecation(DisableImageDeprecationRequest) -> DisableImageDeprecationResult;
+        disable_image_deregistration_protection(DisableImageDeregistrationProtectionRequest)
+            -> DisableImageDeregistrationProtectionResult;
+        enable_image(EnableImageRequest) -> EnableImageResult;
+        enable_image_deprecation(EnableImageDeprecationRequest) -> EnableImageDeprecationResult;
+        enable_image_deregistration_protection(EnableImageDeregistrationProtectionRequest)
+            -> EnableImageDeregistrationProtectionResult;
         modify_image_attribute(ModifyImageAttributeRequest) -> ();
+        register_image(RegisterImageRequest) -> RegisterImageResult;
         reset_image_attribute(ResetImageAttributeRequest) -> ();
     }
     instance_types {

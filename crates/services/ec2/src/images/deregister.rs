@@ -1,9 +1,9 @@
 //! `DeregisterImage`.
 
-use haar_api::Context;
+use haar_api::{Context, Error};
 use haar_records::ec2::{EbsSnapshot, Image};
 
-use super::own;
+use super::{describe, own};
 use crate::error::Result;
 use crate::handlers::Handlers;
 use crate::{Scope, model, snapshots};
@@ -16,6 +16,12 @@ pub async fn deregister_image(
 ) -> Result<model::DeregisterImageResult> {
     haar_core::transact(&handlers.store, ctx, |tx| {
         let image = own(tx, Scope::from(ctx), &input.image_id)?;
+        if describe::protection(&image, ctx.now) != "disabled" {
+            return Err(Error::new(
+                "OperationNotPermitted",
+                format!("The image '{}' is protected against deregistration.", image.id),
+            ));
+        }
         tx.delete::<Image>(&image.account, &image.region, &image.id);
         let mut results = Vec::new();
         let snapshots = image.devices.iter().filter_map(|device| device.snapshot_id.as_ref());

@@ -1,9 +1,12 @@
 //! Machine images: those of the host's library, and those that accounts make of instances and snapshots.
 
 mod attributes;
+mod availability;
+mod copy;
 mod create;
 mod deregister;
 mod describe;
+mod register;
 
 use haar_api::{Context, Error};
 use haar_records::ec2::{Image, ImageState};
@@ -11,10 +14,16 @@ use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION};
 use haar_store::{Entry, Snapshot, Tx};
 
 pub use attributes::{describe_image_attribute, modify_image_attribute, reset_image_attribute};
+pub use availability::{
+    disable_image, disable_image_deprecation, disable_image_deregistration_protection, enable_image,
+    enable_image_deprecation, enable_image_deregistration_protection,
+};
+pub use copy::copy_image;
 pub use create::create_image;
 pub use deregister::deregister_image;
 pub(crate) use describe::boot_mode;
 pub use describe::describe_images;
+pub use register::register_image;
 
 use crate::error::{Result, shorten};
 use crate::{Scope, ids};

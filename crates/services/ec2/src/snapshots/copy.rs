@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use haar_api::{Context, Error};
 use haar_records::Tags;
-use haar_records::ec2::{EbsSnapshot, REGIONS, SnapshotSource, SnapshotState};
+use haar_records::ec2::{EbsSnapshot, Image, REGIONS, SnapshotOrigin, SnapshotSource, SnapshotState};
 use haar_store::{Entry, Tx};
 
 use super::{check_description, restorable};
@@ -78,6 +78,34 @@ pub(crate) fn of_snapshot(ctx: &Context, source: &EbsSnapshot, description: &str
         encryption: None,
         tags,
         image_id: source.image_id.clone(),
+        origin: None,
+        awaits: None,
+        upload: None,
+    }
+}
+
+/// A snapshot that is the root disk of an image of the library, to be made; its encryption is the caller's to tell.
+pub(crate) fn of_library(ctx: &Context, image: &Image, description: &str, tags: Tags) -> EbsSnapshot {
+    EbsSnapshot {
+        account: ctx.account.clone(),
+        region: ctx.region.clone(),
+        id: ids::SNAPSHOT.generate(),
+        volume_id: NO_VOLUME.to_owned(),
+        volume_size_gib: image.root_size_gib,
+        state: SnapshotState::Pending,
+        state_message: None,
+        start_time: ctx.now,
+        completion_time: None,
+        description: description.to_owned(),
+        set: Vec::new(),
+        deleted: false,
+        copy_of: None,
+        public: false,
+        shared_with: BTreeSet::new(),
+        encryption: None,
+        tags,
+        image_id: Some(image.id.clone()),
+        origin: Some(SnapshotOrigin::Library),
         awaits: None,
         upload: None,
     }

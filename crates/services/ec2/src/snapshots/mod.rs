@@ -10,6 +10,7 @@ use haar_records::ec2::{EbsSnapshot, Encryption, Image, SnapshotState, Volume, V
 use haar_store::{Entry, Resource, Snapshot as Records, Tx};
 
 pub use copy::copy_snapshot;
+pub(crate) use copy::{of_library, of_snapshot};
 pub use sharing::{describe_snapshot_attribute, modify_snapshot_attribute, reset_snapshot_attribute};
 
 use crate::describe::{Kind, Request};
@@ -199,6 +200,7 @@ pub(crate) fn of_volume(
         encryption: volume.encryption.clone(),
         tags,
         image_id: volume.image_id.clone(),
+        origin: None,
         awaits: None,
     })
 }

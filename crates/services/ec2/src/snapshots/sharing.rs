@@ -201,6 +201,7 @@ mod tests {
             encryption: None,
             tags: Tags::new(),
             image_id: None,
+            origin: None,
             awaits: None,
         };
         crate::testing::write(&handlers.store, |tx| {
