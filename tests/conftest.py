@@ -163,7 +163,7 @@ def guest(launch) -> Guest:
 def pytest_collection_modifyitems(items):
     """Quick tests first: what concerns the API, then guests, then crashes and failures."""
     order = [
-        *("cli", "wire", "protocols", "clients", "describe", "key_pairs", "security_groups", "trail"),
+        *("cli", "wire", "protocols", "clients", "describe", "iam", "sts", "accounts", "key_pairs", "security_groups", "trail"),
         *("images", "instances", "capacity", "launch_templates", "terraform", "ansible", "metadata", "network", "volumes", "snapshots"),
         *("modify_volume", "encryption", "ebs_direct", "amis", "failures", "crash", "debian"),
     ]

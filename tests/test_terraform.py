@@ -65,13 +65,90 @@ output "zones" { value = length(data.aws_availability_zones.all.names) }
 """
 
 
+IDENTITIES = """
+terraform {
+  required_providers {
+    aws = { source = "hashicorp/aws" }
+  }
+}
+variable "stage" {}
+provider "aws" {}
+data "aws_caller_identity" "me" {}
+data "aws_iam_policy_document" "trust" {
+  statement {
+    actions = ["sts:AssumeRole"]
+    principals {
+      type        = "Service"
+      identifiers = ["ec2.amazonaws.com"]
+    }
+    principals {
+      type        = "AWS"
+      identifiers = [aws_iam_user.alice.arn]
+    }
+  }
+}
+resource "aws_iam_user" "alice" {
+  name          = "terraform-alice"
+  path          = "/${var.stage}/"
+  force_destroy = true
+  tags          = { stage = var.stage }
+}
+resource "aws_iam_access_key" "alice" { user = aws_iam_user.alice.name }
+resource "aws_iam_group" "all" { name = "terraform-all" }
+resource "aws_iam_user_group_membership" "alice" {
+  user   = aws_iam_user.alice.name
+  groups = [aws_iam_group.all.name]
+}
+resource "aws_iam_policy" "read" {
+  name   = "terraform-read"
+  policy = jsonencode({
+    Version   = "2012-10-17"
+    Statement = [{ Effect = "Allow", Action = ["ec2:Describe*", "ec2:${var.stage}*"], Resource = "*" }]
+  })
+}
+resource "aws_iam_group_policy_attachment" "read" {
+  group      = aws_iam_group.all.name
+  policy_arn = aws_iam_policy.read.arn
+}
+resource "aws_iam_role" "app" {
+  name               = "terraform-app"
+  description        = "for ${var.stage}"
+  assume_role_policy = data.aws_iam_policy_document.trust.json
+  tags               = { stage = var.stage }
+}
+resource "aws_iam_role_policy" "own" {
+  role   = aws_iam_role.app.name
+  policy = jsonencode({ Version = "2012-10-17", Statement = [{ Effect = "Allow", Action = "sts:*", Resource = "*" }] })
+}
+resource "aws_iam_role_policy_attachment" "core" {
+  role       = aws_iam_role.app.name
+  policy_arn = "arn:aws:iam::aws:policy/AmazonSSMManagedInstanceCore"
+}
+resource "aws_iam_instance_profile" "app" {
+  name = "terraform-app"
+  role = aws_iam_role.app.name
+}
+resource "aws_iam_openid_connect_provider" "ci" {
+  url             = "https://ci.example.com"
+  client_id_list  = ["sts.amazonaws.com"]
+  thumbprint_list = ["0123456789012345678901234567890123456789"]
+}
+output "role" { value = aws_iam_role.app.unique_id }
+"""
+
+
 @pytest.fixture
 def terraform(daemon, tmp_path):
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key"], check=True)
+    return terraform_in(daemon, tmp_path, CONFIGURATION)
+
+
+def terraform_in(daemon, tmp_path, configuration: str):
+    """A function that runs Terraform with a configuration."""
     program = shutil.which("terraform")
     if program is None:
         pytest.skip("there is no terraform command on this machine")
-    (tmp_path / "main.tf").write_text(CONFIGURATION)
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key"], check=True)
+    (tmp_path / "main.tf").write_text(configuration)
     environment = os.environ | daemon.aws_environment | {"AWS_ENDPOINT_URL": daemon.endpoint, "CHECKPOINT_DISABLE": "1"}
 
     def run(command: str, *arguments: str, codes: tuple[int, ...] = (0,), **variables: str) -> str:
@@ -117,3 +194,23 @@ def test_what_is_applied_is_what_is_there(terraform, ec2):
         terraform("destroy", "-input=false", "-auto-approve", **second)
     assert ec2.describe_instances(InstanceIds=[made])["Reservations"][0]["Instances"][0]["State"]["Name"] == "terminated"
     assert not ec2.describe_key_pairs(Filters=[{"Name": "key-name", "Values": ["terraform"]}])["KeyPairs"]
+
+
+def test_identities_are_as_they_were_told_to_be(simulated, tmp_path):
+    terraform = terraform_in(simulated, tmp_path, IDENTITIES)
+    iam, roles = simulated.client("iam"), []
+    try:
+        for stage in ("one", "two"):
+            terraform("apply", "-input=false", "-auto-approve", stage=stage)
+            terraform("plan", "-input=false", "-detailed-exitcode", stage=stage)
+            roles.append(json.loads(terraform("output", "-json", stage=stage))["role"]["value"])
+            role = iam.get_role(RoleName="terraform-app")["Role"]
+            assert (role["RoleId"], role["Description"]) == (roles[0], f"for {stage}")
+            assert role["Tags"] == [{"Key": "stage", "Value": stage}]
+            assert iam.get_user(UserName="terraform-alice")["User"]["Path"] == f"/{stage}/"
+            versions = iam.list_policy_versions(PolicyArn=iam.list_policies(Scope="Local", OnlyAttached=True)["Policies"][0]["Arn"])
+            assert versions["Versions"]
+    finally:
+        terraform("destroy", "-input=false", "-auto-approve", stage="two")
+    assert not [role for role in iam.list_roles()["Roles"] if role["RoleName"].startswith("terraform")]
+    assert not [user for user in iam.list_users()["Users"] if user["UserName"].startswith("terraform")]

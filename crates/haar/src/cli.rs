@@ -84,6 +84,7 @@ function of its name that passes the endpoint is printed too.
 Examples:
   eval \"$(haar env)\"
   haar env --shell fish | source
+  eval \"$(haar env --account staging)\"
   haar env --shell powershell | Out-String | Invoke-Expression"
     )]
     Env(Env),
@@ -127,6 +128,17 @@ Examples:
   haar trail --resource i-0123456789abcdef0 --json | jq .requestParameters"
     )]
     Trail(Trail),
+    /// Accounts: list them, make another
+    #[command(
+        after_help = "Examples:
+  haar account create --name staging
+  haar account list
+  eval \"$(haar env --account staging)\"",
+        subcommand_required = true,
+        arg_required_else_help = true
+    )]
+    #[command(subcommand)]
+    Account(Account),
     /// Run the daemon in the foreground, with its log on the standard error
     #[command(
         after_help = "For a service manager; haar up starts the same in the background. SIGTERM and SIGINT stop it.
@@ -177,6 +189,9 @@ pub struct Env {
     /// The shell whose syntax to use [default: fish if $SHELL is fish, else sh]
     #[arg(long, value_enum, hide_default_value = true)]
     pub shell: Option<EnvShell>,
+    /// The account: its 12 digits or its name [default: the first]
+    #[arg(long)]
+    pub account: Option<String>,
 }
 
 /// A family of shells that share the syntax of assignments.
@@ -253,6 +268,32 @@ pub struct Ssh {
     /// Command to run there instead of a shell
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
+}
+
+/// What to do with accounts.
+#[derive(Debug, Subcommand)]
+pub enum Account {
+    /// Make an account with a root key of its own
+    #[command(
+        after_help = "The resources of one account are invisible to every other. The root key is kept in the state folder.
+
+Examples:
+  haar account create
+  haar account create --name staging --json"
+    )]
+    Create {
+        /// What to call it here
+        #[arg(long)]
+        name: Option<String>,
+        /// How to print
+        #[command(flatten)]
+        output: Output,
+    },
+    /// List the accounts
+    #[command(after_help = "Examples:
+  haar account list
+  haar account list --json | jq -r '.[].account_id'")]
+    List(Output),
 }
 
 /// What to do with images.

@@ -76,8 +76,16 @@ impl<'a> Client<'a> {
 
     /// Tells the daemon that the image library has changed.
     pub fn rescan_images(&self) -> Result<()> {
-        let request =
-            self.request(Method::POST, "/_haar/images/rescan").header(ADMIN_HEADER, &self.daemon.admin_token);
+        self.administer("/_haar/images/rescan")
+    }
+
+    /// Tells the daemon that there are more accounts.
+    pub fn rescan_accounts(&self) -> Result<()> {
+        self.administer("/_haar/accounts/rescan")
+    }
+
+    fn administer(&self, path: &str) -> Result<()> {
+        let request = self.request(Method::POST, path).header(ADMIN_HEADER, &self.daemon.admin_token);
         let (status, _) = self.send(finish(request, Bytes::new()), PATIENCE)?;
         if status.is_success() { Ok(()) } else { Err(self.broken(status)) }
     }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use rand::Rng;
@@ -97,6 +98,31 @@ impl Credentials {
             all.extend(Self::read(&path)?);
         }
         Ok(all)
+    }
+
+    /// The keys of the account of these digits or this name.
+    pub fn find(state: &StateDir, account: &str) -> Result<Self> {
+        Self::load(state)?;
+        let found = Self::load_all(state)?
+            .into_iter()
+            .find(|keys| keys.account_id == account || keys.name.as_deref() == Some(account));
+        found.ok_or_else(|| Error::Refused {
+            message: format!("there is no account {account}"),
+            hint: Some("see them: haar account list; make one: haar account create".into()),
+        })
+    }
+
+    /// Makes a further account, whose keys then are in the state folder.
+    pub fn create_account(state: &StateDir, name: Option<String>) -> Result<Self> {
+        let folder = state.accounts();
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&folder)
+            .map_err(Error::io("create", &folder))?;
+        let keys = Self { name, ..Self::generate() };
+        keys.write(&folder.join(format!("{}.json", keys.account_id)))?;
+        Ok(keys)
     }
 
     fn write(&self, path: &Path) -> Result<()> {

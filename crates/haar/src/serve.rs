@@ -9,7 +9,7 @@ use haar_access::Access;
 use haar_api::endpoint::RouteHandler;
 use haar_api::{Body, Endpoint};
 use haar_ebs::{HostFuture, Part};
-use haar_iam::{Keyring, Sealer};
+use haar_iam::{Documents, Keyring, Sealer};
 use haar_node::{Compute, Node};
 use haar_records::ec2::EbsSnapshot;
 use haar_store::Store;
@@ -76,18 +76,23 @@ async fn serve(config: &Config) -> Result<()> {
     let ec2 = haar_ec2::Handlers::new(store.clone(), ec2, Arc::new(Host(node.clone())))
         .await
         .map_err(Error::daemon)?;
+    let documents = Arc::new(Documents::default());
+    let iam = haar_iam::iam::Handlers::new(store.clone(), keyring.clone(), documents.clone());
+    let iam = iam.await.map_err(Error::daemon)?;
+    let sts = haar_iam::sts::Handlers::new(store.clone(), keyring.clone(), documents);
     let trail = Trail::open(&state.trail()).map_err(Error::io("open", state.trail()))?;
     let daemon = claim.announce(config, listen)?;
     let endpoint = Endpoint::new(
         haar_records::ec2::REGIONS.iter().map(|region| region.name),
-        Arc::new(keyring),
+        Arc::new(keyring.clone()),
         Arc::new(access(&store, sealer)),
     )
     .recorder(trail.clone())
     .service(haar_ebs::model::EbsService(ebs))
     .service(haar_ec2::model::Ec2Service(ec2))
-    .service(haar_iam::sts::model::StsService(haar_iam::sts::Handlers))
-    .route("/_haar/", admin(node.clone(), daemon.admin_token.clone()));
+    .service(haar_iam::iam::model::IamService(iam))
+    .service(haar_iam::sts::model::StsService(sts))
+    .route("/_haar/", admin(Admin { node: node.clone(), state, keyring, token: daemon.admin_token.clone() }));
     tracing::info!(endpoint = daemon.endpoint(), region = config.region, "haar {} answers", daemon.version);
     endpoint.serve(listener, stop).await;
 
@@ -212,10 +217,16 @@ async fn accelerator(state: &StateDir, binary: &Path) -> haar_vm::Accel {
 /// The keys of the installation's accounts, after those of its files were taken over.
 async fn keyring(state: &StateDir, store: &Store, sealer: Sealer) -> Result<Keyring> {
     let keyring = Keyring::new(store.clone(), sealer);
+    import_accounts(state, &keyring).await?;
+    Ok(keyring)
+}
+
+/// Takes over the accounts of the installation's files.
+async fn import_accounts(state: &StateDir, keyring: &Keyring) -> Result<()> {
     for keys in Credentials::load_all(state)? {
         keyring.import(&keys.into_root_key()).await.map_err(Error::daemon)?;
     }
-    Ok(keyring)
+    Ok(())
 }
 
 /// Who may do what.
@@ -303,49 +314,65 @@ fn failure(error: haar_node::Error) -> haar_ebs::Failure {
 }
 
 /// What the command line asks of the daemon besides the AWS APIs.
-fn admin(node: Node, token: String) -> RouteHandler {
+fn admin(admin: Admin) -> RouteHandler {
+    let admin = Arc::new(admin);
     Arc::new(move |request| {
-        let (node, token) = (node.clone(), token.clone());
-        Box::pin(async move { answer(&node, &token, &request).await })
+        let admin = admin.clone();
+        Box::pin(async move { admin.answer(&request).await })
     })
 }
 
-async fn answer(node: &Node, token: &str, request: &Request<Bytes>) -> Response<Body> {
-    let reply = |status, body: serde_json::Value| {
-        let mut response = Response::new(Body::from(body.to_string()));
-        *response.status_mut() = status;
-        response
-    };
-    let trusted =
-        request.headers().get(ADMIN_HEADER).is_some_and(|given| given.as_bytes() == token.as_bytes());
-    match (request.method(), request.uri().path()) {
-        (&Method::GET, "/_haar/health") => {
-            reply(StatusCode::OK, serde_json::json!({"version": env!("CARGO_PKG_VERSION")}))
-        }
-        (&Method::POST, "/_haar/images/rescan") if trusted => match node.rescan_images().await {
+struct Admin {
+    node: Node,
+    state: StateDir,
+    keyring: Keyring,
+    token: String,
+}
+
+impl Admin {
+    async fn answer(&self, request: &Request<Bytes>) -> Response<Body> {
+        let reply = |status, body: serde_json::Value| {
+            let mut response = Response::new(Body::from(body.to_string()));
+            *response.status_mut() = status;
+            response
+        };
+        let message = |status, message: &str| reply(status, serde_json::json!({"message": message}));
+        let given = request.headers().get(ADMIN_HEADER);
+        let trusted = given.is_some_and(|given| given.as_bytes() == self.token.as_bytes());
+        let done = match (request.method(), request.uri().path()) {
+            (&Method::GET, "/_haar/health") => {
+                return reply(StatusCode::OK, serde_json::json!({"version": env!("CARGO_PKG_VERSION")}));
+            }
+            (_, path)
+                if !trusted
+                    && ["/_haar/accounts", "/_haar/images", "/_haar/default-user/"]
+                        .iter()
+                        .any(|p| path.starts_with(p)) =>
+            {
+                return message(StatusCode::FORBIDDEN, "the token is missing or wrong");
+            }
+            (&Method::GET, "/_haar/images") => {
+                let images = self.node.images_of_accounts();
+                return reply(StatusCode::OK, images.iter().map(image).collect());
+            }
+            (&Method::GET, path) if path.starts_with("/_haar/default-user/") => {
+                return match self.node.default_user(&path["/_haar/default-user/".len()..]) {
+                    Some(user) => reply(StatusCode::OK, serde_json::json!({"default_user": user})),
+                    None => message(StatusCode::NOT_FOUND, "nothing is known of it"),
+                };
+            }
+            (&Method::POST, "/_haar/images/rescan") => {
+                self.node.rescan_images().await.map_err(|error| error.to_string())
+            }
+            (&Method::POST, "/_haar/accounts/rescan") => {
+                import_accounts(&self.state, &self.keyring).await.map_err(|error| error.to_string())
+            }
+            _ => return message(StatusCode::NOT_FOUND, "there is nothing here"),
+        };
+        match done {
             Ok(()) => reply(StatusCode::OK, serde_json::json!({})),
-            Err(error) => {
-                reply(StatusCode::INTERNAL_SERVER_ERROR, serde_json::json!({"message": error.to_string()}))
-            }
-        },
-        (&Method::GET, "/_haar/images") if trusted => {
-            let images = node.images_of_accounts();
-            reply(StatusCode::OK, images.iter().map(image).collect())
+            Err(error) => message(StatusCode::INTERNAL_SERVER_ERROR, &error),
         }
-        (&Method::GET, path) if trusted && path.starts_with("/_haar/default-user/") => {
-            match node.default_user(&path["/_haar/default-user/".len()..]) {
-                Some(user) => reply(StatusCode::OK, serde_json::json!({"default_user": user})),
-                None => {
-                    reply(StatusCode::NOT_FOUND, serde_json::json!({"message": "nothing is known of it"}))
-                }
-            }
-        }
-        (_, path)
-            if !trusted && ["/_haar/images", "/_haar/default-user/"].iter().any(|p| path.starts_with(p)) =>
-        {
-            reply(StatusCode::FORBIDDEN, serde_json::json!({"message": "the token is missing or wrong"}))
-        }
-        _ => reply(StatusCode::NOT_FOUND, serde_json::json!({"message": "there is nothing here"})),
     }
 }
 

@@ -9,7 +9,7 @@ use crate::state::StateDir;
 
 /// Becomes `aws`, with the environment of `haar env` and the endpoint as an argument, which every version of it knows.
 pub fn aws(state: &StateDir, arguments: &[OsString]) -> Result<ExitCode> {
-    let environment = super::env::variables(state)?;
+    let environment = super::env::variables(state, None)?;
     let mut command = Command::new("aws");
     if !arguments.iter().any(|a| a.to_string_lossy().starts_with("--endpoint-url")) {
         command.arg("--endpoint-url").arg(&environment.endpoint);

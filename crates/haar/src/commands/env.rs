@@ -18,9 +18,13 @@ pub struct Environment {
     pub variables: Vec<(&'static str, String)>,
 }
 
-/// The environment for the daemon of this state folder: of the running one, or else of the one that would be started.
-pub fn variables(state: &StateDir) -> Result<Environment> {
-    let keys = Credentials::load(state)?;
+/// The environment for the daemon of this state folder: of the running one, or else of the one that would be started. With the keys
+/// of the account of these digits or this name, or else of the first.
+pub fn variables(state: &StateDir, account: Option<&str>) -> Result<Environment> {
+    let keys = match account {
+        None => Credentials::load(state)?,
+        Some(account) => Credentials::find(state, account)?,
+    };
     let config = match state.running()? {
         Some(daemon) => daemon.config,
         None => Config::load(state.path(), Settings::default())?,
@@ -40,8 +44,8 @@ pub fn variables(state: &StateDir) -> Result<Environment> {
 }
 
 /// Prints the environment.
-pub fn env(state: &StateDir, shell: Option<EnvShell>) -> Result<ExitCode> {
-    let environment = variables(state)?;
+pub fn env(state: &StateDir, shell: Option<EnvShell>, account: Option<&str>) -> Result<ExitCode> {
+    let environment = variables(state, account)?;
     let shell = shell.unwrap_or_else(|| {
         let fish = std::env::var("SHELL").is_ok_and(|shell| shell.ends_with("/fish"));
         if fish { EnvShell::Fish } else { EnvShell::Sh }

@@ -1,5 +1,6 @@
 //! The commands.
 
+mod account;
 mod aws;
 mod doctor;
 mod env;
@@ -27,7 +28,8 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Down(down) => lifecycle::down(&state, down.all),
         Command::Status(output) => lifecycle::status(&state, output.json),
         Command::Doctor(output) => doctor::doctor(&state, output.json),
-        Command::Env(env) => env::env(&state, env.shell),
+        Command::Env(env) => env::env(&state, env.shell, env.account.as_deref()),
+        Command::Account(command) => account::account(&state, command),
         Command::Aws(aws) => aws::aws(&state, &aws.arguments),
         Command::Ssh(arguments) => ssh::ssh(&state, &arguments),
         Command::Trail(options) => trail::trail(&state, options),

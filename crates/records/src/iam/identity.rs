@@ -100,6 +100,9 @@ pub struct Role {
     pub description: Option<String>,
     /// The trust policy.
     pub assume_role_policy_document: String,
+    /// Unique ids of the users and roles that it names, by ARN: who is made later under such a name is not meant.
+    #[serde(default)]
+    pub trusted_ids: BTreeMap<String, String>,
     /// Longest session, in seconds.
     pub max_session_duration: u32,
     /// Time of creation.

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use haar_access::{Named, Policy, Query, Resource};
+use haar_access::{Named, Query, Resource};
 use haar_api::Context;
-use haar_policy::{Attached, PolicyKind};
 use haar_records::iam::{Group, InstanceProfile, ManagedPolicy, REGION, Role, User, name_id};
-use haar_store::{Snapshot, Store};
+use haar_store::Store;
 
 use crate::caller::{Caller, Documents};
 
@@ -23,20 +22,6 @@ impl Directory {
     pub fn new(store: Store) -> Self {
         Self { store, documents: Arc::default() }
     }
-
-    /// A role, with its trust policy where a request is to assume it.
-    fn role(&self, snapshot: &Snapshot, account: &str, name: &str, query: &Query<'_>) -> Option<Resource> {
-        let role = snapshot.get::<Role>(account, REGION, &name_id(name))?;
-        let mut resource = Resource::new(role.arn()).with_tags(role.tags.clone());
-        if let Some(boundary) = &role.permissions_boundary {
-            resource = resource.with("iam:PermissionsBoundary", boundary);
-        }
-        if query.ctx.service == "sts" {
-            let trust = self.documents.read(PolicyKind::Trust, &role.assume_role_policy_document);
-            resource.policy = Some(Policy::RoleTrust(Attached::inline(trust, "AssumeRolePolicyDocument")));
-        }
-        Some(resource)
-    }
 }
 
 impl haar_access::Callers for Directory {
@@ -50,6 +35,10 @@ impl haar_access::Resources for Directory {
         let named = match query.named {
             Named::Id(named) => named,
             Named::New => "*",
+            // The user that is meant without a name is the caller.
+            Named::Default if query.resource.name == "user" => {
+                return vec![Resource::new(query.ctx.principal.arn.clone())];
+            }
             Named::Default => return Vec::new(),
         };
         let snapshot = self.store.snapshot();
@@ -66,7 +55,11 @@ impl haar_access::Resources for Directory {
                 resource.with_some("iam:PermissionsBoundary", user.permissions_boundary.as_ref())
             }),
             "group" => snapshot.get::<Group>(account, REGION, &id).map(|group| Resource::new(group.arn())),
-            "role" => self.role(&snapshot, account, name, query),
+            "role" => snapshot.get::<Role>(account, REGION, &id).map(|role| {
+                let resource = Resource::new(role.arn()).with_tags(role.tags.clone());
+                resource.with_some("iam:PermissionsBoundary", role.permissions_boundary.as_ref())
+            }),
+            "oidc-provider-url" => Some(Resource::new(query.arn(crate::sts::provider_id(named)))),
             "instance-profile" => snapshot
                 .get::<InstanceProfile>(account, REGION, &id)
                 .map(|profile| Resource::new(profile.arn()).with_tags(profile.tags.clone())),

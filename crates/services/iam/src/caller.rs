@@ -129,6 +129,12 @@ impl Caller {
         caller
     }
 
+    /// Somebody with these policies, for simulations.
+    #[must_use]
+    pub(crate) fn simulated(principal: Principal, identity: Vec<Attached>) -> Self {
+        Self { identity, ..Self::new(principal) }
+    }
+
     pub(crate) fn identity_mut(&mut self) -> &mut Vec<Attached> {
         &mut self.identity
     }

@@ -184,6 +184,11 @@ impl Keyring {
         self.usage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    #[cfg(test)]
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
     pub(crate) fn sealer(&self) -> &Sealer {
         &self.sealer
     }
@@ -196,7 +201,7 @@ impl Keyring {
         holder: Holder,
         session: Session,
     ) -> Option<Temporary> {
-        let access_key_id = new_key_id("ASIA");
+        let access_key_id = new_key_id("ASIA", account);
         let secret = new_secret();
         let mut principal = principal_of(snapshot, account, &holder)?;
         let token = Token { secret: secret.clone(), account: account.to_owned(), holder, session };
@@ -365,13 +370,31 @@ fn principal_of_user(user: &User) -> Principal {
 
 /// A new unique id: the prefix and 16 characters (IAM User Guide, "IAM identifiers", "Unique identifiers").
 pub(crate) fn new_unique_id(prefix: &str) -> String {
-    text(prefix, 17, b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567")
+    text(prefix, 17, BASE32)
 }
 
-/// A new access key's id: `AKIA` or `ASIA` and 16 characters.
-pub(crate) fn new_key_id(prefix: &str) -> String {
-    text(prefix, 16, b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567")
+/// A new access key's id: `AKIA` or `ASIA` and 16 characters, which hold the account and 39 random bits, as AWS's do.
+pub(crate) fn new_key_id(prefix: &str, account: &str) -> String {
+    // 80 bits: 1, the account in 40, and what is random.
+    let account: u128 = account.parse().unwrap_or(0) & ((1 << 40) - 1);
+    let bits = 1 << 79 | account << 39 | u128::from(rand::random::<u64>()) & ((1 << 39) - 1);
+    let letters = (0..16).rev().map(|place| char::from(BASE32[(bits >> (5 * place) & 31) as usize]));
+    prefix.chars().chain(letters).collect()
 }
+
+/// The account in an id that [`new_key_id`] made.
+pub(crate) fn account_of_key_id(id: &str) -> Option<String> {
+    let letters =
+        id.strip_prefix("AKIA").or_else(|| id.strip_prefix("ASIA")).filter(|rest| rest.len() == 16)?;
+    let mut bits = 0_u128;
+    for letter in letters.bytes() {
+        let value = BASE32.iter().position(|known| *known == letter)?;
+        bits = bits << 5 | value as u128;
+    }
+    Some(format!("{:012}", bits >> 39 & ((1 << 40) - 1)))
+}
+
+const BASE32: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
 
 /// A new secret of an access key: 40 characters.
 pub(crate) fn new_secret() -> String {
@@ -427,6 +450,7 @@ pub(crate) mod tests {
             path: "/".into(),
             description: None,
             assume_role_policy_document: String::new(),
+            trusted_ids: BTreeMap::new(),
             max_session_duration: 3600,
             create_time: OffsetDateTime::UNIX_EPOCH,
             permissions_boundary: None,
@@ -476,6 +500,19 @@ pub(crate) mod tests {
         assert_eq!(secret("AKIAROOT"), Err(KeyError::Unknown));
         keyring.import(&root("AKIANEW", "new-secret")).await.unwrap();
         assert_eq!(secret("AKIANEW").as_deref(), Ok("new-secret"));
+    }
+
+    #[test]
+    fn key_ids_tell_their_account() {
+        for account in ["000000000001", ACCOUNT, "999999999999"] {
+            let id = new_key_id("ASIA", account);
+            assert_eq!(id.len(), 20);
+            assert_ne!(id, new_key_id("ASIA", account));
+            assert_eq!(account_of_key_id(&id).as_deref(), Some(account));
+        }
+        for id in ["", "ASIA", "ASIAé234567ABCDEFGHI", "AKIA0000000000000000", "AROAABCDEFGHIJKLMNOP"] {
+            assert_eq!(account_of_key_id(id), None, "{id}");
+        }
     }
 
     #[tokio::test]

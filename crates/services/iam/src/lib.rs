@@ -3,15 +3,14 @@
 //! [`Keyring`] finds the principal behind a signature; [`Caller`] collects the policies that apply to a principal, in the form in
 //! which `haar_policy` evaluates them.
 
-// What the operations that follow use.
-#![allow(dead_code)]
-
 mod access;
 mod aws_managed;
 mod caller;
+pub mod iam;
 mod keyring;
 mod seal;
 pub mod sts;
+mod trust;
 
 pub use access::Directory;
 pub use caller::{Caller, Documents, managed_document};
