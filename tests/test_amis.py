@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import time
 from datetime import datetime, timedelta, timezone
 
@@ -11,6 +12,7 @@ import pytest
 from conftest import Launcher, image_id, open_group, save_key
 from support.machine import processes, wait_for
 from test_crash import start_again
+from test_images import Publisher, write_catalogue
 from test_snapshots import find, read, remove, snapshot, write
 from test_volumes import attach, create, delete, detach, disk, home, refusal
 
@@ -361,6 +363,61 @@ def test_images_are_disabled_deprecated_and_protected(sim, source):
     sim.enable_image_deregistration_protection(ImageId=cooling, WithCooldown=True)
     assert sim.disable_image_deregistration_protection(ImageId=cooling)["Return"] == "enabled-with-cooldown"
     assert refusal(sim.deregister_image, ImageId=cooling)[0] == "OperationNotPermitted"
+
+
+@pytest.fixture
+def publisher(tmp_path):
+    """A publisher of a small disk image that firmware would boot from."""
+    content = bytearray(random.randbytes(1 << 20))
+    content[510:512] = b"\x55\xaa"
+    (tmp_path / "disk.raw").write_bytes(content)
+    file = tmp_path / "disk.qcow2"
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(tmp_path / "disk.raw"), str(file)], check=True)
+    server = Publisher(file.read_bytes())
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_images_are_found_by_public_parameters(make_daemon, publisher):
+    daemon = make_daemon("--compute", "simulated")
+    ec2, ssm = daemon.client("ec2"), daemon.client("ssm")
+    name = "/aws/service/debian/release/12/latest/amd64"
+    assert refusal(ssm.get_parameter, Name=name)[0] == "ParameterNotFound"
+    # What the catalogue calls debian-12, here of a local publisher.
+    write_catalogue(daemon, publisher.url)
+    catalogue = daemon.state_dir / "catalogue.toml"
+    catalogue.write_text(catalogue.read_text().replace("local-test", "debian-12"))
+    daemon.haar("image", "pull", "debian-12", "--name", "older")
+    daemon.haar("image", "pull", "debian-12", "--name", "newer")
+    older, newer = image_id(ec2, "older"), image_id(ec2, "newer")
+    found = ssm.get_parameter(Name=name)["Parameter"]
+    assert (found["Value"], found["Type"], found["Version"]) == (newer, "String", 2)
+    assert found["ARN"] == f"arn:aws:ssm:{daemon.region}::parameter{name}"
+    assert ssm.get_parameter(Name=found["ARN"])["Parameter"]["Value"] == newer
+    first = ssm.get_parameter(Name=f"{name}:1")["Parameter"]
+    assert (first["Value"], first["Selector"]) == (older, ":1")
+    absent = "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-x86_64"
+    for wrong, code in [(absent, "ParameterNotFound"), ("mine", "ParameterNotFound"), (f"{name}:3", "ParameterVersionNotFound")]:
+        assert refusal(ssm.get_parameter, Name=wrong)[0] == code, wrong
+    answer = ssm.get_parameters(Names=[name, absent])
+    assert ([p["Name"] for p in answer["Parameters"]], answer["InvalidParameters"]) == ([name], [absent])
+    path = "/aws/service/debian/release"
+    assert ssm.get_parameters_by_path(Path=path)["Parameters"] == []
+    pages = ssm.get_paginator("get_parameters_by_path").paginate(Path=path, Recursive=True, PaginationConfig={"PageSize": 1})
+    listed = [p["Name"] for page in pages for p in page["Parameters"]]
+    assert listed == [name, "/aws/service/debian/release/bookworm/latest/amd64"]
+    assert refusal(ssm.get_parameters_by_path, Path="aws")[0] == "ValidationException"
+    assert refusal(ssm.get_parameters_by_path, Path="/", NextToken="x")[0] == "InvalidNextToken"
+    code, message = refusal(ssm.put_parameter, Name="mine", Value="x", Type="String")
+    assert "PutParameter" in message or "support" in message, (code, message)
+
+    launch = {"InstanceType": "t3.micro", "MinCount": 1, "MaxCount": 1}
+    launched = [ec2.run_instances(ImageId=f"resolve:ssm:{n}", **launch)["Instances"][0] for n in (name, f"{name}:1")]
+    assert [instance["ImageId"] for instance in launched] == [newer, older]
+    for wrong in (absent, f"{name}:3"):
+        code, message = refusal(ec2.run_instances, ImageId=f"resolve:ssm:{wrong}", **launch)
+        assert code == "InvalidParameterValue" and wrong in message
 
 
 # --- guests -------------------------------------------------------------------------------------------------------------

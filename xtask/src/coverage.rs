@@ -8,9 +8,10 @@ use haar_api_codegen::table::{Rule, Table};
 use haar_api_codegen::{read_model, read_table};
 
 /// Each service: its name, its model, its table.
-const SERVICES: [(&str, &str, &str); 3] = [
+const SERVICES: [(&str, &str, &str); 4] = [
     ("EBS direct APIs", "models/ebs.json", "crates/services/ebs/operations.toml"),
     ("EC2", "models/ec2.json", "crates/services/ec2/operations.toml"),
+    ("SSM", "models/ssm.json", "crates/services/ssm/operations.toml"),
     ("STS", "models/sts.json", "crates/services/iam/sts.toml"),
 ];
 

@@ -72,6 +72,7 @@ async fn serve(config: &Config) -> Result<()> {
     let ebs = haar_ebs::Handlers::new(store.clone(), ebs_sealer.clone(), Arc::new(Host(node.clone())))
         .await
         .map_err(Error::daemon)?;
+    let ssm = haar_ssm::Handlers::new(store.clone()).await.map_err(Error::daemon)?;
     let ec2 = haar_ec2::Config { public_pool: config.public_pool, capacity, sealer: ebs_sealer };
     let ec2 = haar_ec2::Handlers::new(store.clone(), ec2, Arc::new(Host(node.clone())))
         .await
@@ -88,6 +89,7 @@ async fn serve(config: &Config) -> Result<()> {
         Arc::new(access(&store, sealer)),
     )
     .recorder(trail.clone())
+    .service(haar_ssm::model::SsmService(ssm))
     .service(haar_ebs::model::EbsService(ebs))
     .service(haar_ec2::model::Ec2Service(ec2))
     .service(haar_iam::iam::model::IamService(iam))
@@ -235,6 +237,7 @@ fn access(store: &Store, sealer: Sealer) -> Access {
     let seal = move |account: &str, message: &str| sealer.seal_message(account, message);
     Access::new(directory.clone(), Box::new(seal))
         .service("ec2", haar_ec2::Resources(store.clone()))
+        .service("ssm", ())
         .service("iam", directory.clone())
         .service("sts", directory)
 }

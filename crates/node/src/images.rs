@@ -1,7 +1,7 @@
 //! From the image library's manifests to image records, and from snapshots to the state of the images that stand on them.
 
 use haar_core::reconcile::{Action, Failure, Handle, Reconciler};
-use haar_image::{Boot, BootMode, Library};
+use haar_image::{Boot, BootMode, Library, Source};
 use haar_records::ec2::{
     self, DeregistrationProtection, EbsSnapshot, Image, ImageBoot, ImageState, LaunchPermission,
     SnapshotState, StateReason,
@@ -140,6 +140,11 @@ fn record(image: &haar_image::Image, owner: &str, known: Option<&Image>) -> Imag
         state_reason: None,
         devices: Vec::new(),
         library_id: None,
+        library_entry: match &manifest.source {
+            Source::Build { recipe, .. } => Some(recipe.clone()),
+            Source::Pull { entry, .. } => Some(entry.clone()),
+            Source::Import { .. } => None,
+        },
         source_instance_id: None,
         launch_permission: LaunchPermission::default(),
         last_launched: known.and_then(|known| known.last_launched),

@@ -52,6 +52,9 @@ pub struct Image {
     /// The image of the library that its root disk descends from, whose kernel boots it if it does not boot through firmware.
     #[serde(default)]
     pub library_id: Option<String>,
+    /// The recipe or the entry of the catalogue that an image of the library was made by.
+    #[serde(default)]
+    pub library_entry: Option<String>,
     /// The instance that it was made of.
     #[serde(default)]
     pub source_instance_id: Option<String>,

@@ -8,6 +8,7 @@ mod key_pair;
 pub mod launch_template;
 mod network;
 mod placement_group;
+pub mod public_parameters;
 mod security_group;
 mod snapshot;
 mod volume;

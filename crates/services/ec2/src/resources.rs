@@ -69,6 +69,7 @@ impl Finder<'_> {
                 let pair = self.snapshot.get::<KeyPair>(account, region, id);
                 pair.map_or_else(|| id.to_owned(), |pair| pair.name.clone())
             }
+            "image" => crate::images::resolve(&self.snapshot, id).unwrap_or_else(|_| id.to_owned()),
             _ => id.to_owned(),
         };
         let id = id.as_str();

@@ -63,6 +63,7 @@ pub async fn copy_image(
                 state_reason: None,
                 devices: devices.into_iter().map(|(device, _)| device).collect(),
                 library_id,
+                library_entry: None,
                 source_instance_id: None,
                 launch_permission: LaunchPermission::default(),
                 last_launched: None,

@@ -93,6 +93,7 @@ fn of_instance(ctx: &Context, tx: &Tx, instance: &Instance, devices: Vec<ImageDe
         state_reason: None,
         devices,
         library_id: spec.library_id.clone().or(of_library),
+        library_entry: None,
         source_instance_id: Some(instance.id.clone()),
         launch_permission: LaunchPermission::default(),
         last_launched: None,

@@ -9,6 +9,7 @@ mod describe;
 mod register;
 
 use haar_api::{Context, Error};
+use haar_records::ec2::public_parameters::{self, Missing};
 use haar_records::ec2::{Image, ImageState};
 use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION};
 use haar_store::{Entry, Snapshot, Tx};
@@ -25,7 +26,7 @@ pub(crate) use describe::boot_mode;
 pub use describe::describe_images;
 pub use register::register_image;
 
-use crate::error::{Result, shorten};
+use crate::error::{Result, invalid_value, shorten};
 use crate::{Scope, ids};
 
 /// The image with this id that an account may see: its own, one of the library, or one that is shared with it.
@@ -85,6 +86,25 @@ pub fn launchable(tx: &mut Tx, scope: Scope<'_>, id: &str) -> Result<Image> {
         "InvalidAMIID.Unavailable",
         format!("The image ID '{id}' is not available: its state is '{}'", image.state),
     ))
+}
+
+/// How `ImageId` refers to a parameter of Systems Manager.
+const PARAMETER: &str = "resolve:ssm:";
+
+/// The id of the image that a launch names: by its id, or by a parameter that has it.
+pub fn resolve(records: &Snapshot, image: &str) -> Result<String> {
+    let Some(name) = image.strip_prefix(PARAMETER) else { return Ok(image.to_owned()) };
+    match public_parameters::find(records, name) {
+        Ok(found) => Ok(found.image.id.clone()),
+        Err(Missing::Parameter) => Err(invalid_value(format!(
+            "The parameter '{}' of ImageId does not exist in Parameter Store.",
+            shorten(name)
+        ))),
+        Err(Missing::Version) => Err(invalid_value(format!(
+            "The parameter '{}' of ImageId does not have that version or label.",
+            shorten(name)
+        ))),
+    }
 }
 
 /// Writes down that an instance is launched from an image; AWS shows it a day later, here it is right to the hour.

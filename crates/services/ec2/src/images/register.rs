@@ -72,6 +72,7 @@ pub async fn register_image(
             state_reason: None,
             devices: volumes.iter().map(block_devices::to_image).collect(),
             library_id,
+            library_entry: None,
             source_instance_id: None,
             launch_permission: LaunchPermission::default(),
             last_launched: None,

@@ -305,6 +305,7 @@ mod tests {
             state_reason: None,
             devices: Vec::new(),
             library_id: None,
+            library_entry: None,
             source_instance_id: None,
             launch_permission: LaunchPermission::default(),
             last_launched: None,

@@ -96,7 +96,8 @@ fn plan(scope: Scope<'_>, tx: &mut Tx, input: &model::RunInstancesRequest) -> Re
     let placement = options::placement(scope, tx, input.placement.as_ref(), instance_type)?;
     let capacity_reservation_preference =
         options::capacity_reservation(input.capacity_reservation_specification.as_ref())?;
-    let image = images::launchable(tx, scope, image_id)?;
+    let image_id = images::resolve(tx.snapshot(), image_id)?;
+    let image = images::launchable(tx, scope, &image_id)?;
     let key = match input.key_name.as_deref() {
         Some(name) => {
             let key = key_pairs::find_by_name(tx, scope, name)?;
