@@ -105,6 +105,42 @@ Examples:
   haar ssh i-0123456789abcdef0 -i ./mykey.pem -l admin"
     )]
     Ssh(Ssh),
+    /// Attach this terminal to the serial console of an instance
+    #[command(
+        after_help = "Every key goes to the instance, but for Ctrl-], which detaches. What was printed lately is shown again. It goes on
+while the daemon is stopped or started anew; one session at a time.
+
+Examples:
+  haar console i-0123456789abcdef0
+  haar console web-1"
+    )]
+    Console(Console),
+    /// Have systemd start haar with this machine, and shut its instances down with it
+    #[command(
+        after_help = "Two units are written: haar.service, which can be stopped and started while instances run on, and
+haar-guests.service, which ends with the machine alone and then shuts all instances down.
+
+Examples:
+  haar service install
+  haar service install --region eu-central-1
+  haar service uninstall",
+        subcommand_required = true,
+        arg_required_else_help = true
+    )]
+    #[command(subcommand)]
+    Service(Service),
+    /// Shut all instances down because this machine goes down, or have them come back
+    #[command(
+        after_help = "What the service calls. Instances that ran come back when haar starts the next time; those that were stopped stay so.
+
+Examples:
+  haar guests stop
+  haar guests start",
+        subcommand_required = true,
+        arg_required_else_help = true
+    )]
+    #[command(subcommand)]
+    Guests(Guests),
     /// Machine images: list, build, pull, import, remove
     #[command(
         after_help = "Examples:
@@ -252,6 +288,73 @@ pub struct Trail {
     /// Only what came since: 30m, 2h, 7d ago, or a time
     #[arg(long, value_name = "TIME")]
     pub since: Option<String>,
+}
+
+/// Whose console to attach to.
+#[derive(Debug, Args)]
+pub struct Console {
+    /// The instance: i-… or the value of its Name tag
+    pub instance: String,
+}
+
+/// What to do with the service.
+#[derive(Debug, Subcommand)]
+pub enum Service {
+    /// Write the units, and enable them where systemd runs
+    #[command(after_help = "The settings are those of haar serve.
+
+Examples:
+  haar service install
+  haar service install --listen 0.0.0.0:4566")]
+    Install(ServiceInstall),
+    /// Disable and remove the units; what runs, runs on
+    #[command(after_help = "Examples:
+  haar service uninstall")]
+    Uninstall(ServicePlace),
+}
+
+/// What to install.
+#[derive(Debug, Args)]
+pub struct ServiceInstall {
+    /// Where to
+    #[command(flatten)]
+    pub place: ServicePlace,
+    /// With which settings
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+/// Where units are.
+#[derive(Debug, Args)]
+pub struct ServicePlace {
+    /// Folder of the units
+    #[arg(long, value_name = "DIR", default_value = Self::DEFAULT)]
+    pub unit_dir: PathBuf,
+}
+
+/// What to do with all guests.
+#[derive(Debug, Subcommand)]
+pub enum Guests {
+    /// Shut all instances down, as a machine that goes down does
+    #[command(after_help = "Instances are asked by ACPI, and ended when they have not shut down in time.
+
+Examples:
+  haar guests stop
+  haar guests stop --grace 30")]
+    Stop {
+        /// Seconds that instances may take
+        #[arg(long, default_value_t = Self::GRACE)]
+        grace: u64,
+    },
+    /// Have the instances come back that were shut down so
+    #[command(after_help = "Examples:
+  haar guests start")]
+    Start,
+}
+
+impl Guests {
+    /// Seconds that instances may take to shut down.
+    pub const GRACE: u64 = 90;
 }
 
 /// Where to log in.

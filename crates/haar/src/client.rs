@@ -117,6 +117,16 @@ impl<'a> Client<'a> {
         }
     }
 
+    /// An administrative request, and its answer.
+    pub fn ask(&self, path: &str, body: &str) -> Result<serde_json::Value> {
+        let request = self.request(Method::POST, path).header(ADMIN_HEADER, &self.daemon.admin_token);
+        let (status, answer) = self.send(finish(request, body.to_owned().into()), PATIENCE)?;
+        if !status.is_success() {
+            return Err(self.broken(status));
+        }
+        serde_json::from_slice(&answer).map_err(|e| Error::Answer(e.to_string()))
+    }
+
     /// Carries out an EC2 operation and returns the XML of its answer.
     pub fn ec2(&self, keys: &Credentials, action: &str, parameters: &[(&str, &str)]) -> Result<String> {
         let mut body = format!("Action={action}&Version={EC2_VERSION}");

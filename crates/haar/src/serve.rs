@@ -2,8 +2,9 @@
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use haar_access::Access;
 use haar_api::endpoint::RouteHandler;
@@ -55,11 +56,7 @@ async fn serve(config: &Config) -> Result<()> {
         listener.map_err(|e| Error::Setting(format!("cannot listen on {}: {e}", config.listen)))?;
     let listen = listener.local_addr().map_err(Error::io("examine", "the listening socket"))?;
 
-    let records = haar_records::ec2::register(haar_core::register(Store::builder()));
-    let records = haar_records::iam::register(records);
-    let database = state.path().join("state.db");
-    let store = records.open_sqlite(&database).await;
-    let store = store.map_err(|e| Error::Malformed { path: database, reason: e.to_string() })?;
+    let store = open_store(&state).await?;
     let sweeper = tokio::spawn(haar_core::sweep(store.clone()));
     let sealer = Sealer::new(state.sealing_key()?);
     let keyring = keyring(&state, &store, sealer.clone()).await?;
@@ -110,6 +107,37 @@ async fn serve(config: &Config) -> Result<()> {
 /// What seals the default keys of accounts for EBS.
 fn ebs_sealer(state: &StateDir) -> Result<haar_core::Sealer> {
     Ok(haar_core::Sealer::derived(&state.sealing_key()?, "ebs"))
+}
+
+async fn open_store(state: &StateDir) -> Result<Store> {
+    let records = haar_records::ec2::register(haar_core::register(Store::builder()));
+    let records = haar_records::iam::register(records);
+    let database = state.path().join("state.db");
+    let store = records.open_sqlite(&database).await;
+    store.map_err(|e| Error::Malformed { path: database, reason: e.to_string() })
+}
+
+/// Shuts all guests down as [`Node::go_down`] does, where no daemon runs that could; those that are left after `patience`.
+pub fn stop_guests(config: &Config, grace: Duration, patience: Duration) -> Result<Vec<String>> {
+    runtime()?.block_on(async {
+        let state = StateDir::new(&config.state_dir);
+        let _claim = state.claim()?;
+        let keys = Credentials::load_or_create(&state)?;
+        let store = open_store(&state).await?;
+        let node_config = node_config(config, &keys, &state, ebs_sealer(&state)?).await;
+        let node = Node::start_going_down(node_config, store.clone(), grace).await.map_err(Error::daemon)?;
+        let begin = Instant::now();
+        let left = loop {
+            let left = node.machines().map_err(Error::daemon)?;
+            if left.is_empty() || begin.elapsed() > patience {
+                break left;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        };
+        node.stop().await;
+        store.close().await;
+        Ok(left)
+    })
 }
 
 async fn node_config(
@@ -267,6 +295,28 @@ impl haar_ec2::Host for Host {
             }
         }
     }
+
+    fn screen(
+        self: Arc<Self>,
+        instance_id: String,
+        wake_up: bool,
+    ) -> Pin<Box<dyn Future<Output = haar_ec2::Screen> + Send>> {
+        Box::pin(async move { screen_of(self.0.screen(&instance_id, wake_up).await, &instance_id) })
+    }
+}
+
+fn screen_of(
+    picture: std::result::Result<Option<Vec<u8>>, haar_node::Error>,
+    instance: &str,
+) -> haar_ec2::Screen {
+    match picture {
+        Ok(Some(picture)) => haar_ec2::Screen::Jpeg(picture),
+        Ok(None) => haar_ec2::Screen::None,
+        Err(error) => {
+            tracing::warn!(instance, %error, "cannot read the display");
+            haar_ec2::Screen::Failed
+        }
+    }
 }
 
 impl haar_ebs::Host for Host {
@@ -348,7 +398,7 @@ impl Admin {
             }
             (_, path)
                 if !trusted
-                    && ["/_haar/accounts", "/_haar/images", "/_haar/default-user/"]
+                    && ["/_haar/accounts", "/_haar/guests", "/_haar/images", "/_haar/default-user/"]
                         .iter()
                         .any(|p| path.starts_with(p)) =>
             {
@@ -367,6 +417,20 @@ impl Admin {
             (&Method::POST, "/_haar/images/rescan") => {
                 self.node.rescan_images().await.map_err(|error| error.to_string())
             }
+            (&Method::POST, "/_haar/guests/stop") => {
+                let grace = std::str::from_utf8(request.body()).ok().and_then(|text| text.parse().ok());
+                grace
+                    .map(|grace| self.node.go_down(Duration::from_secs(grace)))
+                    .ok_or_else(|| "how long?".to_owned())
+            }
+            (&Method::POST, "/_haar/guests/start") => {
+                self.node.stay_up();
+                Ok(())
+            }
+            (&Method::POST, "/_haar/guests") => match self.node.machines() {
+                Ok(machines) => return reply(StatusCode::OK, serde_json::json!({"machines": machines})),
+                Err(error) => Err(error.to_string()),
+            },
             (&Method::POST, "/_haar/accounts/rescan") => {
                 import_accounts(&self.state, &self.keyring).await.map_err(|error| error.to_string())
             }

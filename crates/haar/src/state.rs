@@ -44,6 +44,16 @@ impl StateDir {
         self.0.join("images")
     }
 
+    /// The run directories of machines.
+    pub fn machines(&self) -> PathBuf {
+        self.0.join("run").join("vm")
+    }
+
+    /// What an instance has written to its serial console.
+    pub fn console_log(&self, instance_id: &str) -> PathBuf {
+        self.0.join("console").join(format!("{instance_id}.log"))
+    }
+
     /// The disks of volumes and snapshots.
     pub fn volumes(&self) -> PathBuf {
         self.0.join("volumes")

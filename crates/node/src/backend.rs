@@ -28,6 +28,9 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// Ends the machine if there is one.
     fn power_off(&self, instance_id: &str) -> impl Future<Output = Result<(), Error>> + Send;
 
+    /// Whether the machine itself answers, whatever its guest does.
+    fn answers(&self, instance_id: &str) -> impl Future<Output = Result<bool, Error>> + Send;
+
     /// Whether the guest answers on its link.
     fn reachable(&self, instance: &Instance) -> impl Future<Output = Result<bool, Error>> + Send;
 

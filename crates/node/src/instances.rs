@@ -6,7 +6,8 @@
 //!    └──────────────► stopping | shutting-down ────────────────►stopped | terminated ──(1 h)──► record removed
 //! ```
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use haar_core::reconcile::{Action, Failure, Reconciler};
@@ -19,6 +20,7 @@ use time::OffsetDateTime;
 
 use crate::Error;
 use crate::backend::{Backend, Observation};
+use crate::host::Host;
 use crate::snapshots::{LOOK_AGAIN, is_awaited, release as release_snapshots};
 
 /// A terminated instance stays visible for about an hour ("TerminateInstances", EC2 API reference).
@@ -34,7 +36,13 @@ const REBOOT_GRACE: Duration = Duration::from_secs(120);
 const CHECK_BOOTING: Duration = Duration::from_secs(2);
 
 /// How often a running guest's reachability is checked.
-const CHECK_RUNNING: Duration = Duration::from_secs(60);
+const CHECK_RUNNING: Duration = Duration::from_secs(20);
+
+/// How often it is checked whether an impaired guest answers again.
+const CHECK_IMPAIRED: Duration = Duration::from_secs(5);
+
+/// From how many lost answers in a row a guest counts as impaired.
+const LOST_ANSWERS: u32 = 2;
 
 /// How long a guest may take until it answers on its link, before it counts as impaired.
 const BOOT_GRACE: Duration = Duration::from_secs(300);
@@ -50,12 +58,16 @@ pub(crate) struct Instances<B> {
     backend: Arc<B>,
     /// Boot id of this host: a machine that was started under another one is gone without a fault of its own.
     host_boot_id: String,
+    host: Host,
+    /// How many answers guests have lost in a row, by instance.
+    lost: Mutex<HashMap<String, u32>>,
 }
 
 impl<B: Backend> Instances<B> {
-    pub(crate) fn new(store: Store, backend: Arc<B>) -> Self {
+    pub(crate) fn new(store: Store, backend: Arc<B>, host: Host) -> Self {
         let host_boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        Self { store, backend, host_boot_id: host_boot_id.trim().to_owned() }
+        let host_boot_id = host_boot_id.trim().to_owned();
+        Self { store, backend, host_boot_id, host, lost: Mutex::default() }
     }
 
     /// Changes the instance's record, if it is still as the caller believes.
@@ -114,6 +126,8 @@ impl<B: Backend> Instances<B> {
             instance.status.running_since = Some(now);
             instance.status.instance_check = StatusCheck::Initializing;
             instance.status.system_check = StatusCheck::Ok;
+            instance.status.instance_impaired_since = None;
+            instance.status.system_impaired_since = None;
             instance.status.host_boot_id = Some(self.host_boot_id.clone());
             for device in instance.spec.block_devices.iter().filter(|device| !device.detaching) {
                 if let Some(volume) = tx.get::<Volume>(&instance.account, &instance.region, &device.volume_id)
@@ -162,7 +176,56 @@ impl<B: Backend> Instances<B> {
         Ok(Action::Done)
     }
 
+    /// Shuts a guest down because the host goes down.
+    async fn interrupt(&self, instance: &Instance, until: OffsetDateTime) -> Result<Action, Error> {
+        if instance.status.interrupted_until != Some(until) {
+            // The mark first: a guest that is seen shut down with it did not do so by itself.
+            self.update(instance, |_, instance| instance.status.interrupted_until = Some(until)).await?;
+        }
+        let left = until - OffsetDateTime::now_utc();
+        match self.backend.observe(&instance.id).await? {
+            Observation::Absent => Ok(Action::Done),
+            Observation::Running if left.is_positive() => {
+                self.backend.power_button(&instance.id).await?;
+                Ok(Action::RequeueAfter(ASK_AGAIN.min(left.unsigned_abs())))
+            }
+            _ => {
+                self.backend.power_off(&instance.id).await?;
+                Ok(Action::Done)
+            }
+        }
+    }
+
+    /// Starts a guest again that went down with the host.
+    async fn come_back(&self, instance: &Instance, until: OffsetDateTime) -> Result<Action, Error> {
+        let clear = match self.backend.observe(&instance.id).await? {
+            Observation::Absent | Observation::ShutDown | Observation::Dead(_) => {
+                self.update(instance, |_, instance| {
+                    instance.status.interrupted_until = None;
+                    instance.spec.boots += 1;
+                    instance.status.state = InstanceState::Pending;
+                })
+                .await?;
+                return Ok(Action::Done);
+            }
+            // It was asked to shut down, and may still do so.
+            Observation::Running => OffsetDateTime::now_utc() >= until,
+            Observation::OutOfSpace | Observation::Panicked => true,
+        };
+        if clear {
+            self.update(instance, |_, instance| instance.status.interrupted_until = None).await?;
+            return Ok(Action::RequeueAfter(Duration::ZERO));
+        }
+        Ok(Action::RequeueAfter(ASK_AGAIN))
+    }
+
     async fn look_after(&self, instance: &Instance) -> Result<Action, Error> {
+        if let Some(until) = self.host.goes_down() {
+            return self.interrupt(instance, until).await;
+        }
+        if let Some(until) = instance.status.interrupted_until {
+            return self.come_back(instance, until).await;
+        }
         match self.backend.observe(&instance.id).await? {
             Observation::Running => {
                 let settled = self.attachments(instance).await?;
@@ -256,18 +319,36 @@ impl<B: Backend> Instances<B> {
             self.backend.power_button(&instance.id).await?;
             return Ok(Action::RequeueAfter(ASK_AGAIN));
         }
-        let reachable = self.backend.reachable(instance).await?;
+        let answers = self.backend.answers(&instance.id).await?;
+        let reachable = answers && self.backend.reachable(instance).await?;
+        let lost = self.count_lost(&instance.id, reachable);
         let booting = instance.status.running_since.is_some_and(|since| now - since < BOOT_GRACE);
         let check = match instance.status.instance_check {
             _ if reachable => StatusCheck::Ok,
-            // One lost answer is not yet a fault; a second one is.
-            StatusCheck::Ok => StatusCheck::Initializing,
             StatusCheck::Initializing if booting => StatusCheck::Initializing,
+            // One lost answer is not yet a fault.
+            StatusCheck::Ok if lost < LOST_ANSWERS => StatusCheck::Ok,
             _ => StatusCheck::Impaired,
         };
-        self.checks(instance, check, StatusCheck::Ok).await?;
-        let settled = check != StatusCheck::Initializing;
-        Ok(Action::RequeueAfter(if settled { CHECK_RUNNING } else { CHECK_BOOTING }))
+        let system = if answers { StatusCheck::Ok } else { StatusCheck::Impaired };
+        self.checks(instance, check, system).await?;
+        Ok(Action::RequeueAfter(match check {
+            StatusCheck::Ok if lost == 0 => CHECK_RUNNING,
+            StatusCheck::Impaired => CHECK_IMPAIRED,
+            _ => CHECK_BOOTING,
+        }))
+    }
+
+    /// Counts the answers that a guest has lost in a row.
+    fn count_lost(&self, id: &str, reachable: bool) -> u32 {
+        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        if reachable {
+            lost.remove(id);
+            return 0;
+        }
+        let count = lost.entry(id.to_owned()).or_default();
+        *count += 1;
+        *count
     }
 
     /// Boots the machine anew for the reboots that were asked for, after the snapshots that were to be taken while it is down.
@@ -286,6 +367,7 @@ impl<B: Backend> Instances<B> {
             instance.status.reboot_deadline = None;
             instance.status.running_since = Some(now);
             instance.status.instance_check = StatusCheck::Initializing;
+            instance.status.instance_impaired_since = None;
         })
         .await?;
         Ok(Action::RequeueAfter(CHECK_BOOTING))
@@ -295,9 +377,16 @@ impl<B: Backend> Instances<B> {
         if (seen.status.instance_check, seen.status.system_check) == (instance, system) {
             return Ok(());
         }
+        let now = OffsetDateTime::now_utc();
+        let since = |check, before: Option<OffsetDateTime>| {
+            (check == StatusCheck::Impaired).then(|| before.unwrap_or(now))
+        };
         self.update(seen, |_, record| {
-            record.status.instance_check = instance;
-            record.status.system_check = system;
+            let status = &mut record.status;
+            status.instance_check = instance;
+            status.system_check = system;
+            status.instance_impaired_since = since(instance, status.instance_impaired_since);
+            status.system_impaired_since = since(system, status.system_impaired_since);
         })
         .await
     }
@@ -417,9 +506,12 @@ impl<B: Backend> Reconciler for Instances<B> {
     async fn reconcile(&self, key: &Key, entry: Option<Entry<Instance>>) -> Result<Action, Error> {
         let Some(instance) = entry else {
             self.backend.power_off(key.id()).await?;
+            self.count_lost(key.id(), true);
             return Ok(Action::Done);
         };
         match instance.status.state {
+            // It boots when the host does not go down any more, or is up again.
+            InstanceState::Pending if self.host.goes_down().is_some() => Ok(Action::Done),
             InstanceState::Pending => self.boot(&instance).await,
             InstanceState::Running => self.look_after(&instance).await,
             InstanceState::Stopping | InstanceState::ShuttingDown => self.shut_down(&instance).await,
@@ -476,6 +568,9 @@ fn off(instance: &mut Instance, state: InstanceState) {
     instance.status.running_since = None;
     instance.status.instance_check = StatusCheck::NotApplicable;
     instance.status.system_check = StatusCheck::NotApplicable;
+    instance.status.instance_impaired_since = None;
+    instance.status.system_impaired_since = None;
+    instance.status.interrupted_until = None;
 }
 
 fn release_public_address(tx: &mut Tx, interface: &mut NetworkInterface) {

@@ -9,10 +9,12 @@ mod backend;
 mod blocks;
 mod directory;
 mod error;
+mod host;
 mod images;
 mod instances;
 mod limits;
 mod network;
+mod picture;
 mod qemu;
 mod reserve;
 mod simulated;
@@ -35,6 +37,7 @@ use ipnet::Ipv4Net;
 pub use error::Error;
 pub use qemu::UEFI_FIRMWARE;
 
+use crate::host::Host;
 use crate::images::Images;
 use crate::instances::Instances;
 use crate::network::{Network, Networks};
@@ -93,6 +96,7 @@ struct Inner {
     image_states: reconcile::Handle<Image>,
     networks: Option<reconcile::Handle<Vpc>>,
     qemu: Option<Arc<Qemu>>,
+    host: Host,
 }
 
 impl Config {
@@ -111,6 +115,20 @@ impl Node {
     /// # Errors
     /// What keeps a driver from opening its folder, or the store from being read.
     pub async fn start(config: Config, store: Store) -> Result<Self, Error> {
+        Self::start_on(Host::default(), config, store).await
+    }
+
+    /// As [`Node::start`] and [`Node::go_down`], with nothing in between.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub async fn start_going_down(config: Config, store: Store, grace: Duration) -> Result<Self, Error> {
+        let host = Host::default();
+        host.go_down(grace);
+        Self::start_on(host, config, store).await
+    }
+
+    async fn start_on(host: Host, config: Config, store: Store) -> Result<Self, Error> {
         let images = haar_image::Library::open(config.state_dir.join("images"))?;
         images::sync(&store, &images, &config.account).await?;
         let image_states =
@@ -121,7 +139,7 @@ impl Node {
                 let backend = Arc::new(Simulated);
                 let instances = reconcile::start(
                     &store,
-                    Instances::new(store.clone(), backend.clone()),
+                    Instances::new(store.clone(), backend.clone(), host.clone()),
                     reconcile::Options { concurrency: 64, ..Default::default() },
                 )?;
                 let volumes = reconcile::start(
@@ -144,6 +162,7 @@ impl Node {
                     image_states,
                     networks: None,
                     qemu: None,
+                    host,
                 }
             }
             Compute::Qemu { binary, accel } => {
@@ -158,7 +177,7 @@ impl Node {
                 )?);
                 let instances = reconcile::start(
                     &store,
-                    Instances::new(store.clone(), qemu.clone()),
+                    Instances::new(store.clone(), qemu.clone(), host.clone()),
                     reconcile::Options { concurrency: 8, ..Default::default() },
                 )?;
                 qemu.report_to(&instances);
@@ -188,6 +207,7 @@ impl Node {
                     image_states,
                     networks: Some(networks),
                     qemu: Some(qemu),
+                    host,
                 }
             }
         };
@@ -315,6 +335,40 @@ impl Node {
     /// What kept it from being there.
     pub async fn finish_upload(&self, snapshot: &EbsSnapshot) -> Result<(), Error> {
         self.real()?.finish_upload(snapshot).await
+    }
+
+    /// What an instance's display shows, as JPEG; with `wake_up`, after a key was pressed. None where it has no display.
+    ///
+    /// # Errors
+    /// What kept it from being read.
+    pub async fn screen(&self, instance_id: &str, wake_up: bool) -> Result<Option<Vec<u8>>, Error> {
+        let Some(qemu) = &self.inner.qemu else { return Ok(None) };
+        let Some(ppm) = qemu.screen(instance_id, wake_up).await? else { return Ok(None) };
+        let encoded = tokio::task::spawn_blocking(move || picture::jpeg(&ppm)).await;
+        encoded.map_err(|error| Error::Inconsistent(error.to_string()))?.map(Some)
+    }
+
+    /// From now on the host goes down: guests are asked to shut down, and ended when they have not after `grace`. They stay
+    /// `running` in their records, and are started again by the next daemon, or after [`Node::stay_up`].
+    pub fn go_down(&self, grace: Duration) {
+        if self.inner.qemu.is_some() {
+            self.inner.host.go_down(grace);
+            self.inner.instances.poke_all();
+        }
+    }
+
+    /// The host does not go down: guests that were shut down for it are started again.
+    pub fn stay_up(&self) {
+        self.inner.host.stay();
+        self.inner.instances.poke_all();
+    }
+
+    /// The instances that have a machine.
+    ///
+    /// # Errors
+    /// What kept them from being listed.
+    pub fn machines(&self) -> Result<Vec<String>, Error> {
+        self.inner.qemu.as_ref().map_or(Ok(Vec::new()), |qemu| qemu.machines())
     }
 
     /// Removes what is on the machine under this daemon's name and has no record.

@@ -383,6 +383,20 @@ impl Qemu {
         Ok(Boot::Uefi { code: code.into(), vars })
     }
 
+    /// What an instance's display shows, as a PPM image; none where it has no machine or no display.
+    pub(crate) async fn screen(&self, instance_id: &str, wake_up: bool) -> Result<Option<Vec<u8>>, Error> {
+        let Some(vm) = self.machine(instance_id).await? else { return Ok(None) };
+        if !vm.spec().display {
+            return Ok(None);
+        }
+        Ok(Some(vm.screen(wake_up).await?))
+    }
+
+    /// The instances whose machines have not ended.
+    pub(crate) fn machines(&self) -> Result<Vec<String>, Error> {
+        Ok(self.vms.list()?)
+    }
+
     /// Removes machines, disks and networks that have no record.
     pub(crate) async fn collect_garbage(&self) -> Result<(), Error> {
         // What exists is listed before the records are: a record is always there before what it stands for.
@@ -443,6 +457,7 @@ impl Backend for Qemu {
             netns: Some(self.network.namespace(&instance.spec.vpc_id)),
             console_log: self.console_dir.join(format!("{}.log", instance.id)),
             hotplug: true,
+            display: true,
         };
         let vm = match self.vms.start(&spec).await {
             Err(haar_vm::Error::Conflict { .. }) => {
@@ -495,6 +510,17 @@ impl Backend for Qemu {
         self.vms.remove(instance_id).await?;
         self.watched().remove(instance_id);
         Ok(())
+    }
+
+    async fn answers(&self, instance_id: &str) -> Result<bool, Error> {
+        match self.machine(instance_id).await? {
+            Some(vm) => match vm.answers().await {
+                // Its end is told by its state.
+                Err(haar_vm::Error::Gone) => Ok(true),
+                other => Ok(other?),
+            },
+            None => Ok(true),
+        }
     }
 
     async fn reachable(&self, instance: &Instance) -> Result<bool, Error> {

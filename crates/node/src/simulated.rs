@@ -33,6 +33,10 @@ impl Backend for Simulated {
         Ok(())
     }
 
+    async fn answers(&self, _: &str) -> Result<bool, Error> {
+        Ok(true)
+    }
+
     async fn reachable(&self, _: &Instance) -> Result<bool, Error> {
         Ok(true)
     }

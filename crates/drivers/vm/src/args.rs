@@ -55,6 +55,10 @@ pub(crate) fn args(spec: &Spec, accel: Accel, fds: &Inherited) -> Result<Vec<OsS
     args.add("-rtc", "base=utc");
     args.add("-display", "none");
     args.add("-vga", "none");
+    if spec.display {
+        // Seen by nobody but who asks for a picture. Eight MiB hold any mode that firmware sets.
+        args.json("-device", &json!({ "driver": "VGA", "vgamem_mb": 8 }));
+    }
     args.add("-boot", "strict=on");
     smbios(&mut args, spec);
 
@@ -69,7 +73,9 @@ pub(crate) fn args(spec: &Spec, accel: Accel, fds: &Inherited) -> Result<Vec<OsS
 
     args.add("-object", "rng-builtin,id=rng");
     args.json("-device", &json!({ "driver": "virtio-rng-pci", "rng": "rng", "bus": "pcie.0" }));
+    // By which a guest's kernel tells that it panicked; those of before 5.13 know only the first.
     args.json("-device", &json!({ "driver": "pvpanic" }));
+    args.json("-device", &json!({ "driver": "pvpanic-pci", "bus": "pcie.0" }));
 
     if let Boot::Kernel { kernel, initrd, cmdline } = &spec.boot {
         args.add("-kernel", kernel);
@@ -247,6 +253,7 @@ mod tests {
             netns: None,
             console_log: "/log,s/console".into(),
             hotplug: true,
+            display: true,
         }
     }
 

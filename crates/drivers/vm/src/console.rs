@@ -1,11 +1,14 @@
-//! The serial console's log.
+//! The serial console: its log, and sessions with it.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::MetadataExt;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use nix::fcntl::{FallocateFlags, fallocate};
+
+use crate::process::RunDir;
 
 /// How much of a log is always kept, in bytes. EC2 keeps 64 KiB.
 pub const KEPT: u64 = 1 << 20;
@@ -50,10 +53,58 @@ pub(crate) fn release_beginning(path: &Path) -> io::Result<()> {
     Ok(fallocate(&file, punch, 0, length)?)
 }
 
+/// The right to talk to a machine's serial console: one at a time, as a serial line has two ends.
+#[derive(Debug)]
+pub struct Session {
+    /// Carries what is typed to the guest, and back what it prints.
+    pub stream: UnixStream,
+    _lock: File,
+}
+
+/// Why a session cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// There is no machine, or it has just ended.
+    #[error("it does not run")]
+    NotRunning,
+    /// Another process has it.
+    #[error("process {0} is attached to it")]
+    Taken(String),
+    /// An operation on the host failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Begins a session with the serial console of the machine of this id. It needs no daemon, and goes on while one is started anew.
+///
+/// # Errors
+/// [`SessionError`].
+pub fn attach(run_dir: &Path, id: &str) -> Result<Session, SessionError> {
+    let dir = RunDir::new(run_dir, id);
+    let gone = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => SessionError::NotRunning,
+        _ => SessionError::Io(error),
+    };
+    let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).clone();
+    let mut lock = options.open(dir.console_lock()).map_err(gone)?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            lock.read_to_string(&mut holder)?;
+            return Err(SessionError::Taken(holder.trim().to_owned()));
+        }
+        Err(TryLockError::Error(error)) => return Err(error.into()),
+    }
+    let stream = dir.connect_console().map_err(gone)?;
+    lock.set_len(0)?;
+    write!(lock, "{}", std::process::id())?;
+    Ok(Session { stream, _lock: lock })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
 
     #[test]
     fn a_flooded_log_gives_room_back_and_keeps_its_end() {

@@ -9,6 +9,8 @@
 //! | `pid` | the process, written by itself before it becomes QEMU |
 //! | `qmp.sock`, `console.sock` | QEMU's monitor and the serial console |
 //! | `stderr.log` | what QEMU said |
+//! | `console.lock` | locked by who talks to the serial console, with their process id |
+//! | `screen.ppm` | a picture of the display, while it is read |
 //!
 //! The lock decides everything: it is held exactly while a process lives that is this machine or is about to become
 //! it, and the kernel lets go of it at the instant the last such process ends, however it ends. Hence a machine is never
@@ -76,6 +78,20 @@ impl RunDir {
 
     pub(crate) fn console_socket(&self) -> PathBuf {
         self.0.join("console.sock")
+    }
+
+    pub(crate) fn screen(&self) -> PathBuf {
+        self.0.join("screen.ppm")
+    }
+
+    pub(crate) fn console_lock(&self) -> PathBuf {
+        self.0.join("console.lock")
+    }
+
+    /// Connects to the serial console.
+    pub(crate) fn connect_console(&self) -> io::Result<std::os::unix::net::UnixStream> {
+        let dir = File::open(&self.0)?;
+        std::os::unix::net::UnixStream::connect(below(&dir, "console.sock"))
     }
 
     /// Takes the lock, and makes the directory before if `create`.

@@ -38,6 +38,9 @@ pub struct Spec {
     /// Whether disks can be attached while the machine runs: it then has a PCI bridge with [`HOTPLUG_SLOTS`] slots.
     #[serde(default)]
     pub hotplug: bool,
+    /// Whether it has a display, of which [`Vm::screen`](crate::Vm::screen) takes pictures.
+    #[serde(default)]
+    pub display: bool,
 }
 
 const fn one() -> u32 {

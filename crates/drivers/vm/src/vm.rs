@@ -18,6 +18,12 @@ use crate::{Error, Exit, Spec, console};
 /// How long QEMU may take from its start to its greeting, and to end after it was told to.
 const LIFECYCLE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long a process that lives may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a guest is given to light its screen after a key was pressed.
+const WAKING: Duration = Duration::from_millis(300);
+
 /// How often the logs are kept within bounds.
 const LOG_CHECK: Duration = Duration::from_secs(5);
 
@@ -78,6 +84,8 @@ struct Inner {
     qmp: Qmp,
     /// Held while disks are changed, which takes several commands.
     disks: tokio::sync::Mutex<()>,
+    /// Held while a picture of the display is taken.
+    screen: tokio::sync::Mutex<()>,
     states: Arc<States>,
     attendant: JoinHandle<()>,
 }
@@ -130,7 +138,16 @@ impl Vm {
         };
         let attendant =
             tokio::spawn(attend(process.clone(), dir.clone(), spec.console_log.clone(), states.clone()));
-        Ok(Vm(Arc::new(Inner { spec, dir, process, qmp, disks: Default::default(), states, attendant })))
+        Ok(Vm(Arc::new(Inner {
+            spec,
+            dir,
+            process,
+            qmp,
+            disks: Default::default(),
+            screen: Default::default(),
+            states,
+            attendant,
+        })))
     }
 
     pub(crate) fn qmp(&self) -> &Qmp {
@@ -183,6 +200,39 @@ impl Vm {
     /// [`Error::Gone`], [`Error::Timeout`].
     pub async fn powerdown(&self) -> Result<(), Error> {
         self.0.qmp.execute("system_powerdown", json!({})).await.map(drop)
+    }
+
+    /// Whether its process answers: a process that hangs, or stands still, does not.
+    ///
+    /// # Errors
+    /// [`Error::Gone`].
+    pub async fn answers(&self) -> Result<bool, Error> {
+        match tokio::time::timeout(ANSWER_TIMEOUT, status(&self.0.qmp)).await {
+            Ok(Ok(_)) => Ok(true),
+            Ok(Err(Error::Timeout { .. })) | Err(_) => Ok(false),
+            Ok(Err(error)) => Err(error),
+        }
+    }
+
+    /// What its display shows, as a PPM image; with `wake_up`, after a key was pressed, for a guest whose screen sleeps.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if it has no display, [`Error::Gone`], [`Error::Timeout`], [`Error::Io`].
+    pub async fn screen(&self, wake_up: bool) -> Result<Vec<u8>, Error> {
+        if wake_up {
+            let shift = json!([{ "type": "qcode", "data": "shift" }]);
+            self.0.qmp.execute("send-key", json!({ "keys": shift })).await?;
+            tokio::time::sleep(WAKING).await;
+        }
+        // One picture at a time, so that each is read as it was written.
+        let _one = self.0.screen.lock().await;
+        let path = self.0.dir.screen();
+        let file = path.to_str().ok_or(Error::Gone)?;
+        self.0.qmp.execute("screendump", json!({ "filename": file })).await?;
+        let picture = tokio::fs::read(&path).await.map_err(Error::at("read", &path));
+        // It stays with the machine's folder at worst.
+        let _ = tokio::fs::remove_file(&path).await;
+        picture
     }
 
     /// Resets the machine, as the reset button does, and lets it run, whatever its state was.

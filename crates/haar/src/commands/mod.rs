@@ -2,11 +2,13 @@
 
 mod account;
 mod aws;
+mod console;
 mod doctor;
 mod env;
 mod generate;
 mod image;
 mod lifecycle;
+mod service;
 mod ssh;
 mod trail;
 
@@ -31,6 +33,9 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Env(env) => env::env(&state, env.shell, env.account.as_deref()),
         Command::Account(command) => account::account(&state, command),
         Command::Aws(aws) => aws::aws(&state, &aws.arguments),
+        Command::Console(arguments) => console::console(&state, &arguments),
+        Command::Service(command) => service::service(&state, command),
+        Command::Guests(command) => service::guests(&state, &command),
         Command::Ssh(arguments) => ssh::ssh(&state, &arguments),
         Command::Trail(options) => trail::trail(&state, options),
         Command::Image(command) => image::image(&state, command),

@@ -88,8 +88,8 @@ fn quote(words: &[OsString]) -> Vec<OsString> {
 
 /// What of an instance matters to a login.
 #[derive(Debug, PartialEq, Eq)]
-struct Target {
-    instance_id: String,
+pub(super) struct Target {
+    pub(super) instance_id: String,
     state: String,
     public_address: Option<String>,
     key_name: Option<String>,
@@ -97,7 +97,7 @@ struct Target {
 }
 
 /// Finds the instance by its identifier or its `Name` tag.
-fn find(client: &Client<'_>, keys: &Credentials, instance: &str) -> Result<Target> {
+pub(super) fn find(client: &Client<'_>, keys: &Credentials, instance: &str) -> Result<Target> {
     let parameters = if instance.starts_with("i-") {
         vec![("InstanceId.1", instance)]
     } else {

@@ -310,6 +310,15 @@ pub struct InstanceStatus {
     pub instance_check: StatusCheck,
     /// System status check: the virtual machine's process runs and answers.
     pub system_check: StatusCheck,
+    /// Since when the instance status check fails.
+    #[serde(default, with = "time::serde::timestamp::nanoseconds::option")]
+    pub instance_impaired_since: Option<OffsetDateTime>,
+    /// Since when the system status check fails.
+    #[serde(default, with = "time::serde::timestamp::nanoseconds::option")]
+    pub system_impaired_since: Option<OffsetDateTime>,
+    /// The host goes down, and the guest with it: until when it may take. What was shut down so is started again.
+    #[serde(default, with = "time::serde::timestamp::nanoseconds::option")]
+    pub interrupted_until: Option<OffsetDateTime>,
     /// Boot id of the host on which the virtual machine was started (`/proc/sys/kernel/random/boot_id`).
     pub host_boot_id: Option<String>,
 }
@@ -330,6 +339,9 @@ impl InstanceStatus {
             terminated_at: None,
             instance_check: StatusCheck::NotApplicable,
             system_check: StatusCheck::NotApplicable,
+            instance_impaired_since: None,
+            system_impaired_since: None,
+            interrupted_until: None,
             host_boot_id: None,
         }
     }

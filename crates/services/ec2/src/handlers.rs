@@ -1,5 +1,6 @@
 //! The service: what its handlers share, and which function answers which operation.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use haar_api::Context;
@@ -35,6 +36,13 @@ pub trait Host: Send + Sync + 'static {
 
     /// Whether a volume's disk is sound, as far as can be told at a glance.
     fn check_disk(&self, volume_id: &str) -> DiskCheck;
+
+    /// What an instance's display shows; with `wake_up`, after a key was pressed.
+    fn screen(
+        self: Arc<Self>,
+        instance_id: String,
+        wake_up: bool,
+    ) -> Pin<Box<dyn Future<Output = Screen> + Send>>;
 }
 
 /// What can be told of a disk at a glance.
@@ -46,6 +54,17 @@ pub enum DiskCheck {
     Damaged,
     /// There is none, or it cannot be read.
     Unknown,
+}
+
+/// What a display shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Screen {
+    /// This picture.
+    Jpeg(Vec<u8>),
+    /// There is no display.
+    None,
+    /// It could not be read; why is in the log.
+    Failed,
 }
 
 /// Console output of an instance.
@@ -144,6 +163,7 @@ delegate! {
         describe_instance_status(DescribeInstanceStatusRequest) -> DescribeInstanceStatusResult;
         describe_instances(DescribeInstancesRequest) -> DescribeInstancesResult;
         get_console_output(GetConsoleOutputRequest) -> GetConsoleOutputResult;
+        get_console_screenshot(GetConsoleScreenshotRequest) -> GetConsoleScreenshotResult;
         modify_instance_attribute(ModifyInstanceAttributeRequest) -> ();
         modify_instance_credit_specification(ModifyInstanceCreditSpecificationRequest)
             -> ModifyInstanceCreditSpecificationResult;

@@ -44,6 +44,6 @@ pub mod vpcs;
 pub mod zones;
 
 pub use capacity::Capacity;
-pub use handlers::{Config, ConsoleOutput, DiskCheck, Handlers, Host};
+pub use handlers::{Config, ConsoleOutput, DiskCheck, Handlers, Host, Screen};
 pub use resources::Resources;
 pub use scope::Scope;

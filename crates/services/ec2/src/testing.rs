@@ -1,5 +1,6 @@
 //! What the unit tests of this crate share.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use haar_api::Context;
@@ -8,7 +9,7 @@ use haar_store::{Store, Tx};
 
 use crate::error::Result;
 use crate::model::Filter;
-use crate::{Capacity, Config, ConsoleOutput, DiskCheck, Handlers, Host, Scope, defaults, ids};
+use crate::{Capacity, Config, ConsoleOutput, DiskCheck, Handlers, Host, Scope, Screen, defaults, ids};
 
 /// Where the tests act.
 pub const SCOPE: Scope<'static> = Scope { account: "123456789012", region: "eu-central-1" };
@@ -39,6 +40,10 @@ pub async fn handlers() -> Handlers {
 
         fn check_disk(&self, _: &str) -> DiskCheck {
             DiskCheck::Unknown
+        }
+
+        fn screen(self: Arc<Self>, _: String, _: bool) -> Pin<Box<dyn Future<Output = Screen> + Send>> {
+            Box::pin(std::future::ready(Screen::None))
         }
     }
 

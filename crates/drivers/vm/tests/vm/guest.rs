@@ -158,6 +158,7 @@ impl Bench {
             netns: None,
             console_log: self.console_log(),
             hotplug: false,
+            display: false,
         }
     }
 

@@ -231,7 +231,7 @@ fn interface_to_api(snapshot: &Snapshot, interface: &NetworkInterface) -> model:
 
 /// An instance as DescribeInstanceStatus shows it.
 fn status_to_api(instance: &Instance) -> model::InstanceStatus {
-    let summary = |check: StatusCheck| {
+    let summary = |check: StatusCheck, since: Option<time::OffsetDateTime>| {
         let (status, detail) = match check {
             StatusCheck::Ok => (model::SummaryStatus::Ok, Some(model::StatusType::Passed)),
             StatusCheck::Impaired => (model::SummaryStatus::Impaired, Some(model::StatusType::Failed)),
@@ -244,6 +244,7 @@ fn status_to_api(instance: &Instance) -> model::InstanceStatus {
             status: Some(status),
             details: detail
                 .map(|status| model::InstanceStatusDetails {
+                    impaired_since: since.filter(|_| check == StatusCheck::Impaired),
                     name: Some(model::StatusName::Reachability),
                     status: Some(status),
                 })
@@ -255,8 +256,11 @@ fn status_to_api(instance: &Instance) -> model::InstanceStatus {
         availability_zone: Some(instance.spec.availability_zone.clone()),
         instance_id: Some(instance.id.clone()),
         instance_state: Some(state(instance.status.state)),
-        instance_status: Some(summary(instance.status.instance_check)),
-        system_status: Some(summary(instance.status.system_check)),
+        instance_status: Some(summary(
+            instance.status.instance_check,
+            instance.status.instance_impaired_since,
+        )),
+        system_status: Some(summary(instance.status.system_check, instance.status.system_impaired_since)),
         ..Default::default()
     }
 }

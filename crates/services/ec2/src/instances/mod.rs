@@ -17,7 +17,7 @@ use haar_store::Tx;
 
 pub(crate) use as_launch::describe_as_launch;
 pub use attributes::{describe_instance_attribute, modify_instance_attribute};
-pub use console::get_console_output;
+pub use console::{get_console_output, get_console_screenshot};
 pub use credits::{describe_instance_credit_specifications, modify_instance_credit_specification};
 pub use describe::{describe_instance_status, describe_instances};
 pub use lifecycle::{reboot_instances, start_instances, stop_instances, terminate_instances};
