@@ -43,6 +43,10 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// Asks the guest to give up a volume; says whether the machine is without it.
     fn detach(&self, instance_id: &str, volume_id: &str) -> impl Future<Output = Result<bool, Error>> + Send;
 
+    /// Takes a volume from a guest that does not give it up.
+    fn take_away(&self, instance_id: &str, volume_id: &str)
+    -> impl Future<Output = Result<(), Error>> + Send;
+
     /// Makes the disk of a volume that no instance is launched with.
     fn make_disk(&self, volume: &Volume) -> impl Future<Output = Result<(), Error>> + Send;
 

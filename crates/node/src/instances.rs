@@ -250,8 +250,10 @@ impl<B: Backend> Instances<B> {
                 self.take_down(instance, goal, reason).await
             }
             Observation::Panicked => {
+                // What it holds can still be taken from it.
+                let settled = self.attachments(instance).await?;
                 self.checks(instance, StatusCheck::Impaired, StatusCheck::Ok).await?;
-                Ok(Action::Done)
+                Ok(if settled { Action::Done } else { Action::RequeueAfter(ASK_AGAIN) })
             }
             Observation::Absent if instance.status.host_boot_id.as_ref() != Some(&self.host_boot_id) => {
                 // The host went down with the machine on it: what ran, runs again.
@@ -280,8 +282,12 @@ impl<B: Backend> Instances<B> {
             let attaching = volume.attachments.iter().any(|a| a.status == AttachmentStatus::Attaching);
             if device.detaching {
                 if running && !self.backend.detach(&instance.id, &volume.id).await? {
-                    settled = false;
-                    continue;
+                    if !device.forced {
+                        settled = false;
+                        continue;
+                    }
+                    tracing::warn!(instance = instance.id, volume = volume.id, "the volume is taken from the guest");
+                    self.backend.take_away(&instance.id, &volume.id).await?;
                 }
                 self.update(instance, |tx, instance| give_up(tx, instance, &volume.id)).await?;
             } else if attaching {

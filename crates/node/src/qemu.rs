@@ -551,6 +551,15 @@ impl Backend for Qemu {
         }
     }
 
+    async fn take_away(&self, instance_id: &str, volume_id: &str) -> Result<(), Error> {
+        // No layer may be given to it meanwhile.
+        let _layering = self.layering.read().await;
+        match self.machine(instance_id).await? {
+            Some(machine) => Ok(machine.take_disk(volume_id).await?),
+            None => Ok(()),
+        }
+    }
+
     async fn make_disk(&self, volume: &Volume) -> Result<(), Error> {
         let volumes = self.volumes_of(volume)?;
         match &volume.snapshot_id {

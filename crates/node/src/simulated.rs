@@ -53,6 +53,10 @@ impl Backend for Simulated {
         Ok(true)
     }
 
+    async fn take_away(&self, _: &str, _: &str) -> Result<(), Error> {
+        Ok(())
+    }
+
     async fn make_disk(&self, _: &Volume) -> Result<(), Error> {
         Ok(())
     }

@@ -2,7 +2,8 @@
 //!
 //! What QEMU calls things, for a disk `ID`: the device `d-ID` drives the block node `ID`, a throttle with the limits of the
 //! object `throttle-ID`; below it stands the disk's layer, the node `q0-ID`, and after snapshots `q1-ID`, `q2-ID` and so on, each
-//! over the one before. Names are all that is needed to go on where an earlier call was cut off.
+//! over the one before. A disk that was taken from a guest that did not give it up has the node `e-ID` in the place of its layers, which
+//! answers everything with an error. Names are all that is needed to go on where an earlier call was cut off.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -149,6 +150,10 @@ fn group_id(disk: &str) -> String {
     format!("throttle-{disk}")
 }
 
+fn dead_id(disk: &str) -> String {
+    format!("e-{disk}")
+}
+
 fn layer_id(generation: u32, disk: &str) -> String {
     format!("q{generation}-{disk}")
 }
@@ -160,7 +165,7 @@ struct Layer {
 }
 
 impl Vm {
-    /// The ids of the disks that the guest has, sorted.
+    /// The ids of the disks that the guest has, sorted; without those that were taken from it.
     ///
     /// # Errors
     /// [`Error::Gone`], [`Error::Timeout`].
@@ -172,6 +177,7 @@ impl Vm {
             .iter()
             .filter_map(|name| name.strip_prefix("d-"))
             .filter(|id| nodes.iter().any(|node| node["node-name"] == **id))
+            .filter(|id| !nodes.iter().any(|node| node["node-name"] == dead_id(id)))
             .map(str::to_owned)
             .collect();
         disks.sort_unstable();
@@ -193,6 +199,10 @@ impl Vm {
         let _change = self.change_disks().await;
         let qmp = self.qmp();
         if has_device(qmp, &disk.id).await? {
+            if named_nodes(qmp).await?.iter().any(|node| node["node-name"] == dead_id(&disk.id)) {
+                let desc = format!("the guest has not given up {}, which was taken from it", disk.id);
+                return Err(Error::Refused { command: "device_add".into(), desc });
+            }
             return Ok(());
         }
         // What an attempt that was cut off has left.
@@ -237,6 +247,37 @@ impl Vm {
         }
         remove_nodes(qmp, id).await?;
         Ok(true)
+    }
+
+    /// Takes a disk from a guest that does not give it up: its files are flushed and closed, and all that the guest still asks of it
+    /// fails.
+    ///
+    /// # Errors
+    /// [`Error::Refused`], [`Error::Gone`], [`Error::Timeout`].
+    pub async fn take_disk(&self, id: &str) -> Result<(), Error> {
+        let _change = self.change_disks().await;
+        let qmp = self.qmp();
+        if !has_device(qmp, id).await? {
+            return remove_nodes(qmp, id).await;
+        }
+        let nodes = named_nodes(qmp).await?;
+        let node = |name: &str| nodes.iter().find(|node| node["node-name"] == name);
+        if node(&dead_id(id)).is_none() {
+            let size = node(id).map_or(Value::Null, |node| node["image"]["virtual-size"].clone());
+            let dead = json!({
+                "driver": "blkdebug",
+                "node-name": dead_id(id),
+                "image": { "driver": "null-co", "size": size },
+                // EIO, whatever is asked.
+                "inject-error": [{ "event": "none", "errno": 5, "once": false, "immediately": true }],
+            });
+            qmp.execute("blockdev-add", dead).await?;
+        }
+        let instead = json!({
+            "driver": "throttle", "node-name": id, "throttle-group": group_id(id), "file": dead_id(id),
+        });
+        qmp.execute("blockdev-reopen", json!({ "options": [instead] })).await?;
+        remove_layers(qmp, id).await
     }
 
     /// Holds a disk to other limits from now on.
@@ -382,15 +423,24 @@ async fn remove_nodes(qmp: &Qmp, disk: &str) -> Result<(), Error> {
     if named_nodes(qmp).await?.iter().any(|node| node["node-name"] == disk) {
         remove_node(qmp, disk).await?;
     }
-    // The lowest layer went with the throttle that it was opened with, unless another one stood between.
-    for layer in layers(qmp, disk).await?.iter().rev().filter(|layer| layer.generation > 0) {
-        remove_node(qmp, &layer_id(layer.generation, disk)).await?;
+    if named_nodes(qmp).await?.iter().any(|node| node["node-name"] == dead_id(disk)) {
+        remove_node(qmp, &dead_id(disk)).await?;
     }
+    remove_layers(qmp, disk).await?;
     let objects = children(qmp, "/objects").await?;
     for object in [group_id(disk), key_id(disk)] {
         if objects.contains(&object) {
             qmp.execute("object-del", json!({ "id": object })).await?;
         }
+    }
+    Ok(())
+}
+
+/// Closes the layers of a disk that nothing uses.
+async fn remove_layers(qmp: &Qmp, disk: &str) -> Result<(), Error> {
+    // The lowest layer went with the throttle that it was opened with, unless another one stood between.
+    for layer in layers(qmp, disk).await?.iter().rev().filter(|layer| layer.generation > 0) {
+        remove_node(qmp, &layer_id(layer.generation, disk)).await?;
     }
     Ok(())
 }

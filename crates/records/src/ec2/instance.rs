@@ -246,6 +246,9 @@ pub struct BlockDevice {
     /// The volume is to be given up.
     #[serde(default)]
     pub detaching: bool,
+    /// The volume is taken from a guest that does not give it up.
+    #[serde(default)]
+    pub forced: bool,
 }
 
 /// `InstanceMetadataOptions` of the API reference.

@@ -320,6 +320,7 @@ fn create_volume(
         volume_id: id,
         delete_on_termination: volume.delete_on_termination,
         detaching: false,
+        forced: false,
     })
 }
 

@@ -40,6 +40,7 @@ pub async fn attach_volume(
             volume_id: volume.id.clone(),
             delete_on_termination: false,
             detaching: false,
+            forced: false,
         });
         tx.put(instance);
         tx.put(Volume { state: VolumeState::InUse, attachments: vec![attachment], ..volume });
@@ -111,11 +112,12 @@ pub async fn detach_volume(
             return Err(Error::new("InvalidAttachment.NotFound", message));
         }
         let mut instance = instances::by_id(ctx, tx, &attachment.instance_id)?;
-        check_detachable(&instance, attachment, input.force == Some(true))?;
+        check_detachable(&instance, attachment)?;
         attachment.status = AttachmentStatus::Detaching;
         let answer = attachment_to_api(&volume.id, attachment);
         for device in instance.spec.block_devices.iter_mut().filter(|device| device.volume_id == volume.id) {
             device.detaching = true;
+            device.forced |= input.force == Some(true);
         }
         tx.put(instance);
         tx.put(volume);
@@ -124,12 +126,8 @@ pub async fn detach_volume(
     .await
 }
 
-fn check_detachable(instance: &Instance, attachment: &VolumeAttachment, force: bool) -> Result<()> {
+fn check_detachable(instance: &Instance, attachment: &VolumeAttachment) -> Result<()> {
     match instance.status.state {
-        InstanceState::Running if force => {
-            // What a guest does not give up cannot be taken from it.
-            Err(unsupported("The parameter Force is not supported while the instance is running."))
-        }
         InstanceState::Running if attachment.device == instance.spec.root_device_name => Err(Error::new(
             "OperationNotPermitted",
             format!("Unable to detach the root volume '{}' of instance '{}'", attachment.device, instance.id),
