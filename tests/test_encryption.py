@@ -10,6 +10,7 @@ import uuid
 import pytest
 from conftest import Launcher, image_id, open_group, save_key
 from support.machine import processes, wait_for
+from test_amis import wait_for_image
 from test_crash import start_again
 from test_modify_volume import modify, sectors
 from test_snapshots import find, read, remove, snapshot, wait_for_snapshots, write
@@ -210,6 +211,20 @@ def test_an_encrypted_instance_survives_crashes_and_tells_no_key(make_daemon):
     assert [read(guest, disk(guest, data), number) for number in range(3)] == [f"line-{number}" for number in range(3)]
     assert not holds(daemon, text)
 
+    # An image of it is encrypted, and so is what is launched from it.
+    image = ec2.create_image(InstanceId=guest.id, Name="encrypted", NoReboot=True)["ImageId"]
+    found = wait_for_image(ec2, image)
+    assert [m["Ebs"]["Encrypted"] for m in found["BlockDeviceMappings"]] == [True, True]
+    share = {"ImageId": image, "LaunchPermission": {"Add": [{"UserId": "111111111111"}]}}
+    assert refusal(ec2.modify_image_attribute, **share)[0] == "OperationNotPermitted"
+    again = launch(InstanceType="t3.nano", ImageId=image)
+    assert again.run("head -n 1 /root/kept") == text
+    copies = {m["DeviceName"]: m["Ebs"]["VolumeId"] for m in again.describe()["BlockDeviceMappings"]}
+    assert all(describe(ec2, volume)["Encrypted"] for volume in copies.values())
+    assert marked(again, disk(again, copies["/dev/sdf"])) == text and not holds(daemon, text)
+    ec2.deregister_image(ImageId=image)
+    taken += [m["Ebs"]["SnapshotId"] for m in found["BlockDeviceMappings"]]
+
     # Whatever looks like a key, in records, logs, specifications and command lines, opens nothing.
     lines = [line for line in processes(guest.id).values() if "qemu" in line]
     assert any("secret" in line for line in lines)
@@ -220,7 +235,6 @@ def test_an_encrypted_instance_survives_crashes_and_tells_no_key(make_daemon):
     file = daemon.state_dir / "volumes" / f"{data}.qcow2"
     assert not [text for text in likely if opens(file, text.decode())]
     assert (daemon.state_dir / "sealing.key").stat().st_mode & 0o077 == 0
-    ec2.terminate_instances(InstanceIds=[guest.id])
     launch.end()
     remove(ec2, taken)
     wait_for(lambda: not [f for f in (daemon.state_dir / "volumes").iterdir() if f.is_file()], message="a layer was left behind")

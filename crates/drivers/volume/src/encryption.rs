@@ -3,16 +3,26 @@
 //! The key reaches `qemu-img` through its standard input, so that it is on no command line and in no file.
 
 use std::ffi::OsString;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
-use crate::{Driver, Error, Format, Layer, Volume};
+use crate::{Driver, Error, Format, Layer, Volume, at};
 
 /// The object that holds the key.
 pub(crate) const SECRET: &str = "secret,id=key,format=raw,file=/dev/stdin";
 
 /// What new files are made with. The key is random, so that deriving the cipher's from it need not take long.
 pub(crate) const OPTIONS: &str = "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10";
+
+/// The folder of empty files, one a key, of which the others are copies.
+const TEMPLATES: &str = ".empty";
+
+/// The size of the disk in them.
+const TEMPLATE_SIZE: u64 = 1 << 20;
 
 /// What a volume is encrypted with: text.
 #[derive(Clone, PartialEq, Eq)]
@@ -46,6 +56,57 @@ impl Driver {
     #[must_use]
     pub fn with_key(&self, key: Option<Key>) -> Driver {
         Driver { key, ..self.clone() }
+    }
+
+    /// Forgets the empty files of all keys: they are made anew when they are needed.
+    pub(crate) fn forget_templates(&self) -> Result<(), Error> {
+        let folder = self.dir.join(TEMPLATES);
+        match fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(at("remove", &folder)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// An empty file that is encrypted with the key. Making the first takes seconds, for LUKS measures how fast the processor is.
+    async fn template(&self, key: &Key) -> Result<PathBuf, Error> {
+        let folder = self.dir.join(TEMPLATES);
+        fs::create_dir_all(&folder).map_err(at("make", &folder))?;
+        let name: String = Sha256::digest(key.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+        let template = folder.join(name);
+        if template.exists() {
+            return Ok(template);
+        }
+        let new = self.temporary("template");
+        let mut command = self.command("create");
+        command.args(["-q", "-f", "qcow2", "-o", OPTIONS]).arg(&new).arg(TEMPLATE_SIZE.to_string());
+        let made = self.run(command).await.and_then(|()| self.publish(&new, &template));
+        let _ = fs::remove_file(&new);
+        made.map(|()| template)
+    }
+
+    /// Makes an encrypted file, over an image or empty, from the key's empty one: they differ in nothing but size and backing.
+    pub(crate) async fn make_encrypted(
+        &self,
+        key: &Key,
+        path: &Path,
+        size: u64,
+        image: Option<(&Path, Format)>,
+    ) -> Result<(), Error> {
+        let template = self.template(key).await?;
+        tokio::fs::copy(&template, path).await.map_err(at("make", path))?;
+        let layer = Layer { path: path.to_owned(), format: Format::Qcow2, encrypted: true };
+        let mut node = self.node(&layer)?;
+        if let Some((image, format)) = image {
+            let mut command = self.command("rebase");
+            // The image was looked at; QEMU need not.
+            command.args(["-q", "-u", "-F", format.as_str(), "-b"]).arg(image).arg(format!("json:{node}"));
+            self.run(command).await?;
+            // What the image has beyond the present end is to be seen, not to be overwritten with zeros.
+            node["backing"] = Value::Null;
+        }
+        let mut command = self.command("resize");
+        command.arg("-q").arg(format!("json:{node}")).arg(size.to_string());
+        self.run(command).await
     }
 
     /// Makes an encrypted snapshot of what another one holds, which is not encrypted.

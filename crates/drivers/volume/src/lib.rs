@@ -155,6 +155,7 @@ impl Driver {
             }
         }
         driver.make_open()?;
+        driver.forget_templates()?;
         driver.remove_unused_layers()?;
         Ok(driver)
     }
@@ -299,11 +300,11 @@ impl Driver {
 
     /// Runs `qemu-img create`.
     async fn make(&self, path: &Path, size: u64, image: Option<(&Path, Format)>) -> Result<(), Error> {
+        if let Some(key) = &self.key {
+            return self.make_encrypted(key, path, size, image).await;
+        }
         let mut command = self.command("create");
         command.args(["-q", "-f", "qcow2"]);
-        if self.key.is_some() {
-            command.args(["-o", encryption::OPTIONS]);
-        }
         if let Some((image, format)) = image {
             // The image was looked at; QEMU need not.
             command.args(["-u", "-F", format.as_str(), "-b"]).arg(image);

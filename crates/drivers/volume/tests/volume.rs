@@ -349,3 +349,43 @@ async fn a_snapshot_that_was_cut_off_is_gone_on_with() {
     driver.remove("snap-2").unwrap();
     assert_eq!(driver.list().unwrap(), ["snap-1", "vol-1"]);
 }
+
+#[tokio::test]
+async fn an_encrypted_volume_shows_its_image_to_the_end_and_hides_what_is_written() {
+    let Some(bench) = Bench::new() else { return };
+    let key = haar_volume::Key::new("a key of the tests, not of anything");
+    let driver = bench.driver().with_key(Some(key.clone()));
+    // An image that is larger than the empty file that encrypted ones are copies of.
+    let large = bench.path("large.raw");
+    fs::write(&large, [pattern(), pattern(), pattern()].concat()).unwrap();
+    for id in ["vol-1", "vol-2"] {
+        let volume = driver.create_overlay(id, &large, Format::Raw, 4 * MIB).await.unwrap();
+        assert!(volume.encrypted && volume.size == 4 * MIB);
+    }
+    let mut session = driver.open_session("vol-1", true).await.unwrap();
+    assert_eq!(session.read(2 * MIB, MIB as usize).await.unwrap(), pattern());
+    assert_eq!(session.read(3 * MIB, MIB as usize).await.unwrap(), vec![0; MIB as usize]);
+    let secret = b"in no file ".repeat(4096);
+    session.write(MIB, &secret).await.unwrap();
+    session.flush().await.unwrap();
+    drop(session);
+    let path = driver.path("vol-1").unwrap();
+    let within = |path: &Path| fs::read(path).unwrap().windows(11).any(|window| window == b"in no file ");
+    assert!(!within(&path));
+    let mut session = driver.open_session("vol-1", false).await.unwrap();
+    assert_eq!(session.read(MIB, secret.len()).await.unwrap(), secret);
+    drop(session);
+    // The layers of a volume have one key, and nothing opens without it.
+    let next = driver.prepare_snapshot("vol-1", "snap-1").await.unwrap().unwrap();
+    driver.finish_snapshot("vol-1").unwrap();
+    assert!(next.exists() && driver.layers("vol-1").unwrap().iter().filter(|layer| layer.encrypted).count() == 2);
+    let copy = driver.create_from_snapshot("vol-3", "snap-1", 5 * MIB).await.unwrap();
+    assert!(copy.encrypted);
+    let mut session = driver.open_session("vol-3", false).await.unwrap();
+    assert_eq!(session.read(MIB, secret.len()).await.unwrap(), secret);
+    drop(session);
+    let plain = driver.with_key(None);
+    assert!(matches!(plain.create_from_snapshot("vol-4", "snap-1", 5 * MIB).await, Err(Error::KeyMissing(_))));
+    let wrong = driver.with_key(Some(haar_volume::Key::new("another")));
+    assert!(matches!(wrong.open_session("vol-1", false).await, Err(Error::Tool(_))));
+}
