@@ -278,6 +278,9 @@ def test_a_volume_is_taken_from_a_guest_that_keeps_it(ec2, launch):
     assert other.run(f"head -n 1 {disk(other, volume)}") == "kept"
     detach(ec2, volume)
     delete(ec2, volume)
+    # Nor does it shut down when it is asked to.
+    ec2.stop_instances(InstanceIds=[keeper.id], Force=True)
+    keeper.wait_for_state("stopped")
 
 
 @pytest.mark.parametrize(

@@ -110,22 +110,29 @@ impl Driver {
                     Err(_) if child.try_wait().map_err(failed)?.is_none() => {
                         tokio::time::sleep(Duration::from_millis(2)).await;
                     }
-                    Err(_) => {
-                        let mut said = String::new();
-                        if let Some(mut stderr) = child.stderr.take() {
-                            let _ = stderr.read_to_string(&mut said).await;
-                        }
-                        return Err(Error::Tool(said.trim().to_owned()));
-                    }
+                    Err(_) => return Err(said(&mut child).await),
                 }
             }
         };
         let timeout = || Error::Tool("qemu-nbd does not listen".to_owned());
         let stream = tokio::time::timeout(START_TIMEOUT, connect).await.map_err(|_| timeout())??;
-        let mut session = Session { stream, _server: child, handle: 0 };
-        session.greet().await.map_err(failed)?;
-        Ok(session)
+        let mut session = Session { stream, server: child, handle: 0 };
+        match tokio::time::timeout(START_TIMEOUT, session.greet()).await {
+            Ok(Ok(())) => Ok(session),
+            // It listens before it has opened the image.
+            Ok(Err(_)) => Err(said(&mut session.server).await),
+            Err(_) => Err(timeout()),
+        }
     }
+}
+
+/// What a server has said before it ended.
+async fn said(server: &mut Child) -> Error {
+    let mut said = String::new();
+    if let Some(mut stderr) = server.stderr.take() {
+        let _ = tokio::time::timeout(START_TIMEOUT, stderr.read_to_string(&mut said)).await;
+    }
+    Error::Tool(said.trim().to_owned())
 }
 
 /// An image as `qemu-nbd --image-opts` takes it: the JSON form of its options.
@@ -157,7 +164,7 @@ fn flatten(value: &serde_json::Value, prefix: &str, out: &mut Vec<String>) {
 #[derive(Debug)]
 pub struct Session {
     stream: UnixStream,
-    _server: Child,
+    server: Child,
     handle: u64,
 }
 

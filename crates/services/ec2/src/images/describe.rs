@@ -45,7 +45,9 @@ const FILTERS: FilterTable<Image> = FilterTable::<Image>::new(&[
     ("block-device-mapping.device-name", |image, (), probe| {
         devices(image).iter().for_each(|device| probe.value(&device.device_name));
     }),
-    ("block-device-mapping.encrypted", |_, (), probe| probe.value("false")),
+    ("block-device-mapping.encrypted", |image, (), probe| {
+        devices(image).iter().for_each(|device| probe.display(device.encrypted));
+    }),
     ("block-device-mapping.snapshot-id", |image, (), probe| {
         probe.values(image.devices.iter().filter_map(|device| device.snapshot_id.as_deref()));
     }),
