@@ -286,7 +286,11 @@ impl<B: Backend> Instances<B> {
                         settled = false;
                         continue;
                     }
-                    tracing::warn!(instance = instance.id, volume = volume.id, "the volume is taken from the guest");
+                    tracing::warn!(
+                        instance = instance.id,
+                        volume = volume.id,
+                        "the volume is taken from the guest"
+                    );
                     self.backend.take_away(&instance.id, &volume.id).await?;
                 }
                 self.update(instance, |tx, instance| give_up(tx, instance, &volume.id)).await?;

@@ -378,14 +378,19 @@ async fn an_encrypted_volume_shows_its_image_to_the_end_and_hides_what_is_writte
     // The layers of a volume have one key, and nothing opens without it.
     let next = driver.prepare_snapshot("vol-1", "snap-1").await.unwrap().unwrap();
     driver.finish_snapshot("vol-1").unwrap();
-    assert!(next.exists() && driver.layers("vol-1").unwrap().iter().filter(|layer| layer.encrypted).count() == 2);
+    assert!(
+        next.exists() && driver.layers("vol-1").unwrap().iter().filter(|layer| layer.encrypted).count() == 2
+    );
     let copy = driver.create_from_snapshot("vol-3", "snap-1", 5 * MIB).await.unwrap();
     assert!(copy.encrypted);
     let mut session = driver.open_session("vol-3", false).await.unwrap();
     assert_eq!(session.read(MIB, secret.len()).await.unwrap(), secret);
     drop(session);
     let plain = driver.with_key(None);
-    assert!(matches!(plain.create_from_snapshot("vol-4", "snap-1", 5 * MIB).await, Err(Error::KeyMissing(_))));
+    assert!(matches!(
+        plain.create_from_snapshot("vol-4", "snap-1", 5 * MIB).await,
+        Err(Error::KeyMissing(_))
+    ));
     let wrong = driver.with_key(Some(haar_volume::Key::new("another")));
     assert!(matches!(wrong.open_session("vol-1", false).await, Err(Error::Tool(_))));
 }

@@ -79,7 +79,9 @@ pub async fn modify_image_attribute(
             }
             Change::ImdsV2 => image.imds_v2 = true,
             Change::Permission(changes) => {
-                if changes.iter().any(|change| change.given) && image.devices.iter().any(|device| device.encrypted) {
+                if changes.iter().any(|change| change.given)
+                    && image.devices.iter().any(|device| device.encrypted)
+                {
                     // Nobody else's volumes could be encrypted with it.
                     let message = "Encrypted snapshots with EBS default key cannot be shared";
                     return Err(Error::new("OperationNotPermitted", message));
