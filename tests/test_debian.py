@@ -1,10 +1,17 @@
 """A full Debian 12 with systemd, cloud-init and OpenSSH."""
 
+import base64
+import io
 import json
+import tarfile
+from pathlib import Path
 
+import boto3
 import pytest
 from conftest import image_id
+from support.identities import allow
 from support.machine import wait_for
+from test_profiles import Profile
 
 pytestmark = [pytest.mark.debian, pytest.mark.timeout(600)]
 
@@ -58,6 +65,53 @@ def test_the_system_is_whole(debian):
 def test_haar_ssh_knows_its_user_and_its_keys(debian, daemon):
     assert daemon.haar("ssh", debian.id, "--", "id", "-un").stdout.strip() == "admin"
     assert "ssh-ed25519" in (daemon.state_dir / "known_hosts.d" / debian.id).read_text()
+
+
+def packed_boto3() -> bytes:
+    """boto3 as the tests have it, which is Python alone, with the models of EC2 and STS."""
+    site = Path(boto3.__file__).parent.parent
+    packed = io.BytesIO()
+
+    def wanted(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        parts = Path(entry.name).parts
+        service = parts[2] if parts[:2] == ("botocore", "data") and len(parts) > 2 else "ec2"
+        is_wanted = service in ("ec2", "sts") or service.endswith(".json")
+        return entry if is_wanted and "__pycache__" not in parts and parts[:2] != ("boto3", "data") else None
+
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for name in ("boto3", "botocore", "jmespath", "dateutil", "s3transfer", "six.py", "urllib3"):
+            tar.add(site / name, name, filter=wanted)
+    return packed.getvalue()
+
+
+SCRIPT = """
+import boto3, json
+sts, ec2 = boto3.client("sts"), boto3.client("ec2")
+try:
+    ec2.describe_volumes()
+    refused = None
+except Exception as error:
+    refused = error.response["Error"]["Code"]
+found = [i["InstanceId"] for r in ec2.describe_instances()["Reservations"] for i in r["Instances"]]
+method = boto3.Session().get_credentials().method
+print(json.dumps({"arn": sts.get_caller_identity()["Arn"], "found": found, "refused": refused, "method": method}))
+"""
+
+
+def test_boto3_in_the_guest_has_the_role_of_the_instance(debian, daemon, ec2):
+    profile = Profile(daemon, allow("ec2:DescribeInstances"))
+    ec2.associate_iam_instance_profile(InstanceId=debian.id, IamInstanceProfile={"Name": profile.name})
+    unpack = "mkdir -p /var/tmp/site && base64 -d | tar -xz -C /var/tmp/site"
+    done = debian.ssh(unpack, input=base64.b64encode(packed_boto3()).decode(), timeout=120)
+    assert done.returncode == 0, done.stderr
+    # Only the endpoint and the region are said: the credentials come from the metadata service.
+    environment = f"AWS_ENDPOINT_URL=http://169.254.169.254:4566 AWS_DEFAULT_REGION={daemon.region} PYTHONPATH=/var/tmp/site"
+    done = debian.ssh(f"{environment} python3 -", input=SCRIPT, timeout=240)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["arn"].endswith(f":assumed-role/{profile.name}/{debian.id}")
+    assert debian.id in said["found"]
+    assert (said["refused"], said["method"]) == ("UnauthorizedOperation", "iam-role")
 
 
 def test_it_shuts_down_when_asked(debian):

@@ -135,10 +135,11 @@ def test_the_command_filters_and_counts(simulated, sim):
     assert [one["eventName"] for one in records(simulated, "--last", "1")] == ["DescribeSubnets"]
     assert records(simulated, "--since", "1h") == records(simulated)
     assert records(simulated, "--since", "2100-01-01T00:00:00Z") == []
-    assert records(simulated, "--user", "root") == records(simulated)
+    roots = records(simulated, "--user", "root")
+    assert roots and {one["userIdentity"]["type"] for one in roots} == {"Root"}
     assert records(simulated, "--user", "nobody") == []
     key = simulated.credentials["access_key_id"]
-    assert records(simulated, "--access-key", key) == records(simulated)
+    assert {one["userIdentity"]["accessKeyId"] for one in records(simulated, "--access-key", key)} == {key}
     line = simulated.haar("trail", "--last", "1").stdout
     assert re.fullmatch(r"\S+Z  \d{12}  root  127\.0\.0\.1  ec2:DescribeSubnets  ok\n", line), line
     wrong = simulated.haar("trail", "--since", "yesterday", check=False)

@@ -115,6 +115,9 @@ impl Authorizer for Access {
         {
             return Ok(());
         }
+        let complete =
+            self.services.get(ctx.service).and_then(|service| service.complete(ctx, operation, input));
+        let input = complete.as_ref().unwrap_or(input);
         let caller = self.callers.caller(ctx);
         let policies = Policies {
             identity: &caller.identity,

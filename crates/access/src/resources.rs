@@ -18,6 +18,12 @@ pub trait Resources: Send + Sync + 'static {
             Named::Default => Vec::new(),
         }
     }
+
+    /// The request as it will be carried out, where that takes from records what the request does not say itself, as a launch does from a
+    /// template; none where it takes nothing.
+    fn complete(&self, _ctx: &Context, _operation: &'static Operation, _input: &Value) -> Option<Value> {
+        None
+    }
 }
 
 /// Services whose resources have nothing but their ARNs.

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -24,7 +24,8 @@ use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 use tracing::Instrument;
 
 use crate::note::{self, Event, Recorder};
@@ -109,7 +110,11 @@ pub struct Endpoint {
     credentials: Arc<dyn Credentials>,
     authorizer: Arc<dyn Authorizer>,
     recorder: Option<Arc<dyn Recorder>>,
+    connections: Option<mpsc::Receiver<Connection>>,
 }
+
+/// A connection that another listener took: its stream, its peer, and what is to be dropped with it.
+pub type Connection = (TcpStream, SocketAddr, Box<dyn Send + Sync>);
 
 impl Endpoint {
     /// An endpoint without services; requests may be signed for these regions.
@@ -126,6 +131,7 @@ impl Endpoint {
             credentials,
             authorizer,
             recorder: None,
+            connections: None,
         }
     }
 
@@ -143,6 +149,13 @@ impl Endpoint {
         self
     }
 
+    /// Also serves the connections that come here.
+    #[must_use]
+    pub fn connections(mut self, connections: mpsc::Receiver<Connection>) -> Self {
+        self.connections = Some(connections);
+        self
+    }
+
     /// Adds a handler for the paths that begin with `prefix`. Their requests are not signed; the handler decides whom it answers.
     #[must_use]
     pub fn route(mut self, prefix: &'static str, handler: RouteHandler) -> Self {
@@ -152,19 +165,23 @@ impl Endpoint {
 
     /// Serves HTTP/1.1 and HTTP/2 (without TLS) on a listener until `stop` completes and the requests that have begun are
     /// answered, or some seconds are over.
-    pub async fn serve(self, listener: TcpListener, stop: impl Future<Output = ()>) {
+    pub async fn serve(mut self, listener: TcpListener, stop: impl Future<Output = ()>) {
         let mut server = auto::Builder::new(TokioExecutor::new());
         server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
         server.http2().timer(TokioTimer::new());
         let graceful = GracefulShutdown::new();
+        let mut others = self.connections.take();
         let endpoint = Arc::new(self);
         tokio::pin!(stop);
         loop {
             let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+                accepted = listener.accept() => {
+                    accepted.map(|(stream, peer)| (stream, peer, Box::new(()) as Box<dyn Send + Sync>))
+                }
+                Some(other) = next(&mut others) => Ok(other),
                 () = &mut stop => break,
             };
-            let (stream, peer) = match accepted {
+            let (stream, peer, held) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of descriptors, most likely: what is open has to end first.
@@ -180,7 +197,11 @@ impl Endpoint {
                 async move { Ok::<_, Infallible>(endpoint.answer(request, peer.ip()).await) }
             });
             let connection = server.serve_connection(TokioIo::new(stream), answer).into_owned();
-            tokio::spawn(graceful.watch(connection));
+            let connection = graceful.watch(connection);
+            tokio::spawn(async move {
+                let _ = connection.await;
+                drop(held);
+            });
         }
         let _ = tokio::time::timeout(GRACE, graceful.shutdown()).await;
     }
@@ -325,9 +346,11 @@ impl Endpoint {
             user_agent: text(&parts.headers, header::USER_AGENT.as_str()).map(str::to_owned),
             client_token: None,
             fingerprint: [0; 32],
-            noted: self.recorder.is_some() && note::is_answer_noted(operation),
+            noted: self.recorder.is_some()
+                && note::is_recorded(model.name, operation)
+                && note::is_answer_noted(operation),
         };
-        let recorder = self.recorder.as_deref();
+        let recorder = self.recorder.as_deref().filter(|_| note::is_recorded(model.name, operation));
         let request = recorder.map(|_| note::request(model.protocol, Part(operation.input, &input)));
         // What needs no signature asks for no permission of the caller: its handler decides by what the request carries.
         let allowed =
@@ -410,6 +433,14 @@ fn finish(answer: Result<Answer, Error>, model: &ServiceModel, id: &str) -> Resp
             tracing::debug!(code = %error.code, message = error.message, "refused");
             refusal(&error, model.protocol, model.xml_namespace, id)
         }
+    }
+}
+
+/// The next connection that another listener took; never, where there is no other.
+async fn next(others: &mut Option<mpsc::Receiver<Connection>>) -> Option<Connection> {
+    match others {
+        Some(others) => others.recv().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Map, Value as Json, json};
 
-use crate::schema::{Kind, Operation, Part, Protocol, Shape, slots};
+use crate::schema::{Kind, Location, Operation, Part, Protocol, Shape, slots};
 use crate::timestamp;
 use crate::value::Value;
 use crate::xml::lower_first;
@@ -31,6 +31,20 @@ pub struct Event<'a> {
     pub response: Option<Json>,
     /// The error that was answered.
     pub error: Option<&'a Error>,
+}
+
+/// Operations that move data. CloudTrail has them as data events, which nobody gets without asking, as there are many (EBS User
+/// Guide, "Log API calls using AWS CloudTrail").
+const DATA: [(&str, &str); 4] = [
+    ("ebs", "GetSnapshotBlock"),
+    ("ebs", "ListChangedBlocks"),
+    ("ebs", "ListSnapshotBlocks"),
+    ("ebs", "PutSnapshotBlock"),
+];
+
+/// Whether an operation is recorded: one that manages.
+pub(crate) fn is_recorded(service: &str, operation: &Operation) -> bool {
+    !DATA.contains(&(service, operation.route.name))
 }
 
 /// Whether an operation changes nothing, by its name.
@@ -61,7 +75,10 @@ fn json_of(protocol: Protocol, shape: &'static Shape, value: &Value) -> Json {
         (Kind::Structure(members), Value::Structure(values)) => {
             let mut object = Map::new();
             for ((member, shape), value) in slots(members).zip(values) {
-                let Some(value) = value else { continue };
+                // What is the body itself is data.
+                let Some(value) = value.as_ref().filter(|_| member.location != Location::Payload) else {
+                    continue;
+                };
                 let json = json_of(protocol, shape, value);
                 match json {
                     Json::Array(items) if items.is_empty() => {}

@@ -354,6 +354,26 @@ impl<'v> Part<'v> {
     }
 }
 
+/// The value of a shape that JSON tells by the names of the model, without what the shape does not support; none for nulls and for what is
+/// of another type.
+pub fn value_named(shape: &'static Shape, json: &serde_json::Value) -> Option<Value> {
+    Some(match (&shape.kind, json) {
+        (Kind::Structure(members), serde_json::Value::Object(given)) => {
+            let values = slots(members).map(|(member, shape)| value_named(shape, given.get(member.name)?));
+            Value::Structure(values.collect())
+        }
+        (Kind::List(list), serde_json::Value::Array(values)) => {
+            Value::List(values.iter().filter_map(|value| value_named(list.member, value)).collect())
+        }
+        (Kind::String(_), serde_json::Value::String(text)) => Value::String(text.clone()),
+        (Kind::Integer(_) | Kind::Long(_), serde_json::Value::Number(number)) => {
+            Value::Integer(number.as_i64()?)
+        }
+        (Kind::Boolean, serde_json::Value::Bool(truth)) => Value::Boolean(*truth),
+        _ => return None,
+    })
+}
+
 fn collect<'v>(shape: &'static Shape, value: &'v Value, path: &[&str], found: &mut Vec<&'v Value>) {
     match (&shape.kind, value) {
         (Kind::List(list), Value::List(values)) => {

@@ -61,10 +61,13 @@ async fn serve(config: &Config) -> Result<()> {
     let sealer = Sealer::new(state.sealing_key()?);
     let keyring = keyring(&state, &store, sealer.clone()).await?;
     let usage = tokio::spawn(keyring.clone().record_usage());
+    let (callers, connections) = tokio::sync::mpsc::channel(64);
+    let roles = haar_iam::InstanceRoles::new(store.clone(), keyring.clone());
+    let for_guests = haar_node::ForGuests { profiles: Some(Arc::new(Profiles(roles))), api: Some(callers) };
     let ebs_sealer = ebs_sealer(&state)?;
     let node_config = node_config(config, &keys, &state, ebs_sealer.clone()).await;
     let capacity = config.capacity(host_memory_mib(), overhead_mib(&node_config.compute));
-    let node = Node::start(node_config, store.clone()).await.map_err(Error::daemon)?;
+    let node = Node::start(node_config, for_guests, store.clone()).await.map_err(Error::daemon)?;
 
     let ebs = haar_ebs::Handlers::new(store.clone(), ebs_sealer.clone(), Arc::new(Host(node.clone())))
         .await
@@ -87,6 +90,7 @@ async fn serve(config: &Config) -> Result<()> {
     )
     .recorder(trail.clone())
     .service(haar_ssm::model::SsmService(ssm))
+    .connections(connections)
     .service(haar_ebs::model::EbsService(ebs))
     .service(haar_ec2::model::Ec2Service(ec2))
     .service(haar_iam::iam::model::IamService(iam))
@@ -266,8 +270,29 @@ fn access(store: &Store, sealer: Sealer) -> Access {
     Access::new(directory.clone(), Box::new(seal))
         .service("ec2", haar_ec2::Resources(store.clone()))
         .service("ssm", ())
+        .service("ebs", haar_ec2::Resources(store.clone()))
         .service("iam", directory.clone())
         .service("sts", directory)
+}
+
+/// The roles of instances, for the metadata that guests ask for.
+struct Profiles(haar_iam::InstanceRoles);
+
+impl haar_node::InstanceProfiles for Profiles {
+    fn profile(&self, account: &str, region: &str, instance_id: &str) -> Option<haar_node::Profile> {
+        let found = self.0.profile(account, region, instance_id)?;
+        let role = found.role.map(|(name, given)| haar_node::Role {
+            name,
+            credentials: given.map(|(credentials, issued)| haar_node::Credentials {
+                access_key_id: credentials.access_key_id,
+                secret_access_key: credentials.secret_access_key,
+                session_token: credentials.session_token,
+                issued,
+                expires: credentials.expires,
+            }),
+        });
+        Some(haar_node::Profile { arn: found.arn, id: found.id, updated: found.since, role })
+    }
 }
 
 /// What EC2 reads from the machine.

@@ -15,9 +15,16 @@ use crate::Error;
 /// The MTU of every link: what the host's own links carry.
 pub(crate) const MTU: u16 = 1500;
 
+/// Knows the instance profiles of instances, and gives credentials of their roles.
+pub trait InstanceProfiles: Send + Sync + 'static {
+    /// The profile of an instance as it is now.
+    fn profile(&self, account: &str, region: &str, instance_id: &str) -> Option<haar_guest::Profile>;
+}
+
 /// The guests of one VPC, as of the latest synchronisation of its network.
 pub(crate) struct Guests {
     store: Store,
+    profiles: Option<Arc<dyn InstanceProfiles>>,
     view: RwLock<View>,
 }
 
@@ -29,8 +36,8 @@ struct View {
 }
 
 impl Guests {
-    pub(crate) fn new(store: Store) -> Self {
-        Self { store, view: RwLock::default() }
+    pub(crate) fn new(store: Store, profiles: Option<Arc<dyn InstanceProfiles>>) -> Self {
+        Self { store, profiles, view: RwLock::default() }
     }
 
     /// Replaces what is known by these instances; `indexes` are their interfaces' in the namespace.
@@ -66,6 +73,10 @@ impl Directory for Guests {
 
     fn instance_at(&self, private_ip: Ipv4Addr) -> Option<Arc<Instance>> {
         self.read(|view| view.by_address.get(&private_ip).map(|(_, instance)| instance.clone()))
+    }
+
+    fn profile(&self, instance: &Instance) -> Option<haar_guest::Profile> {
+        self.profiles.as_ref()?.profile(&instance.account, &instance.region, &instance.id)
     }
 
     fn public_address(&self, public_ip: Ipv4Addr) -> Option<PublicAddress> {
@@ -132,6 +143,7 @@ pub(crate) fn instance(
             hop_limit: spec.metadata_options.hop_limit,
             instance_tags: spec.metadata_options.instance_tags,
         },
+        profile: None,
     })
 }
 

@@ -34,7 +34,9 @@ use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION};
 use haar_store::{Event, Key, Resource, Store};
 use ipnet::Ipv4Net;
 
+pub use directory::InstanceProfiles;
 pub use error::Error;
+pub use haar_guest::{Credentials, Profile, Role};
 pub use qemu::UEFI_FIRMWARE;
 
 use crate::host::Host;
@@ -64,6 +66,15 @@ pub struct Config {
     pub compute: Compute,
     /// Opens the default keys of accounts.
     pub sealer: haar_core::Sealer,
+}
+
+/// What the daemon does for guests besides the node's own.
+#[derive(Clone, Default)]
+pub struct ForGuests {
+    /// Gives instances credentials of their roles; without it they have none.
+    pub profiles: Option<Arc<dyn InstanceProfiles>>,
+    /// Where the connections of guests to the API go; without it they have no way to the API.
+    pub api: Option<tokio::sync::mpsc::Sender<haar_guest::Caller>>,
 }
 
 /// How instances are run.
@@ -114,8 +125,8 @@ impl Node {
     ///
     /// # Errors
     /// What keeps a driver from opening its folder, or the store from being read.
-    pub async fn start(config: Config, store: Store) -> Result<Self, Error> {
-        Self::start_on(Host::default(), config, store).await
+    pub async fn start(config: Config, for_guests: ForGuests, store: Store) -> Result<Self, Error> {
+        Self::start_on(Host::default(), config, for_guests, store).await
     }
 
     /// As [`Node::start`] and [`Node::go_down`], with nothing in between.
@@ -125,10 +136,15 @@ impl Node {
     pub async fn start_going_down(config: Config, store: Store, grace: Duration) -> Result<Self, Error> {
         let host = Host::default();
         host.go_down(grace);
-        Self::start_on(host, config, store).await
+        Self::start_on(host, config, ForGuests::default(), store).await
     }
 
-    async fn start_on(host: Host, config: Config, store: Store) -> Result<Self, Error> {
+    async fn start_on(
+        host: Host,
+        config: Config,
+        for_guests: ForGuests,
+        store: Store,
+    ) -> Result<Self, Error> {
         let images = haar_image::Library::open(config.state_dir.join("images"))?;
         images::sync(&store, &images, &config.account).await?;
         let image_states =
@@ -166,7 +182,7 @@ impl Node {
                 }
             }
             Compute::Qemu { binary, accel } => {
-                let network = Arc::new(Network::new(&config, store.clone()).await?);
+                let network = Arc::new(Network::new(&config, for_guests, store.clone()).await?);
                 let qemu = Arc::new(Qemu::new(
                     &config,
                     &binary,

@@ -16,7 +16,7 @@ use haar_store::{Entry, Key, Resource, Snapshot, Store};
 use ipnet::Ipv4Net;
 
 use crate::directory::{self, Guests};
-use crate::{Config, Error};
+use crate::{Config, Error, ForGuests};
 
 /// Where the metadata service answers.
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
@@ -30,6 +30,7 @@ pub(crate) struct Network {
     driver: haar_net::Driver,
     forwarder: Arc<Forwarder>,
     token_key: TokenKey,
+    for_guests: ForGuests,
     vpcs: Mutex<HashMap<String, Arc<VpcNetwork>>>,
 }
 
@@ -48,11 +49,12 @@ impl Drop for VpcNetwork {
 }
 
 impl Network {
-    pub(crate) async fn new(config: &Config, store: Store) -> Result<Self, Error> {
+    pub(crate) async fn new(config: &Config, for_guests: ForGuests, store: Store) -> Result<Self, Error> {
         Ok(Self {
             driver: haar_net::Driver::new(config.driver())?,
             forwarder: Arc::new(Forwarder::from_resolv_conf("/etc/resolv.conf")),
             token_key: TokenKey::new(haar_core::Secret::load(&store, "imds-token").await?),
+            for_guests,
             vpcs: Mutex::default(),
             store,
         })
@@ -66,7 +68,7 @@ impl Network {
         let mut vpcs = self.vpcs.lock().unwrap_or_else(PoisonError::into_inner);
         let make = || {
             Arc::new(VpcNetwork {
-                guests: Arc::new(Guests::new(self.store.clone())),
+                guests: Arc::new(Guests::new(self.store.clone(), self.for_guests.profiles.clone())),
                 servers: tokio::sync::Mutex::new(None),
             })
         };
@@ -112,6 +114,7 @@ impl Network {
         let driver = &self.driver;
         let dhcp = driver.bind_udp(vpc_id, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 67)).await?;
         let imds = driver.bind_tcp(vpc_id, SocketAddrV4::new(METADATA, 80)).await?;
+        let api = driver.bind_tcp(vpc_id, SocketAddrV4::new(METADATA, haar_guest::API_PORT)).await?;
         let (mut udp, mut tcp) = (Vec::new(), Vec::new());
         for address in [Ipv4Addr::from(u32::from(vpc_cidr.network()) + 2), RESOLVER] {
             udp.push(driver.bind_udp(vpc_id, SocketAddrV4::new(address, 53)).await?);
@@ -123,6 +126,9 @@ impl Network {
         spawn(vpc_id, "DHCP", haar_guest::serve_dhcp(dhcp, guests.clone(), stop.clone()));
         spawn(vpc_id, "DNS", haar_guest::serve_dns(dns, guests.clone(), stop.clone()));
         spawn(vpc_id, "metadata", haar_guest::serve_imds(imds, guests, self.token_key.clone(), stop.clone()));
+        if let Some(callers) = self.for_guests.api.clone() {
+            spawn(vpc_id, "API", haar_guest::serve_api(api, callers, stop.clone()));
+        }
         Ok(stop)
     }
 

@@ -177,3 +177,113 @@ fn without_secrets(mut value: Value) -> Value {
     }
     value
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::sync::Arc;
+
+    use haar_api::{Context, Session};
+
+    use super::*;
+
+    fn session(origin: SessionOrigin) -> Arc<Session> {
+        let issued = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
+        Arc::new(Session {
+            origin,
+            issued,
+            expires: issued + time::Duration::HOUR,
+            policies: Vec::new(),
+            policy_arns: Vec::new(),
+            tags: BTreeMap::new(),
+            transitive_tag_keys: BTreeSet::new(),
+            source_identity: Some("alice".into()),
+            mfa: false,
+            federated_provider: Some("arn:aws:iam::123456789012:oidc-provider/example.com".into()),
+            keys: BTreeMap::new(),
+        })
+    }
+
+    /// The record of a request of this principal.
+    fn record(
+        principal: Principal,
+        operation: &'static str,
+        request: Value,
+        response: Option<Value>,
+    ) -> Value {
+        let mut ctx = Context::new("123456789012", "eu-central-1");
+        (ctx.principal, ctx.service, ctx.operation) = (principal, "sts", operation);
+        of(Event { ctx: &ctx, protocol: Protocol::Query, read_only: true, request, response, error: None })
+    }
+
+    fn identity_of(kind: PrincipalKind, session: Option<Arc<Session>>) -> Value {
+        let principal = Principal {
+            arn: "arn:x".into(),
+            user_id: "ID".into(),
+            kind,
+            session,
+            ..Principal::root("123456789012", "ASIAEXAMPLE")
+        };
+        record(principal, "GetCallerIdentity", Value::Null, None)["userIdentity"].take()
+    }
+
+    #[test]
+    fn every_kind_of_caller_has_its_identity() {
+        let mut named = json!({
+            "type": "Root", "principalId": "ID", "arn": "arn:x", "accountId": "123456789012", "accessKeyId": "ASIAEXAMPLE",
+        });
+        assert_eq!(identity_of(PrincipalKind::Root, None), named);
+        named["type"] = "IAMUser".into();
+        named["userName"] = "alice".into();
+        assert_eq!(identity_of(PrincipalKind::User { name: "alice".into() }, None), named);
+        let user = identity_of(
+            PrincipalKind::User { name: "alice".into() },
+            Some(session(SessionOrigin::GetSessionToken)),
+        );
+        let attributes = json!({"creationDate": "2027-01-15T08:00:00Z", "mfaAuthenticated": "false"});
+        assert_eq!(user["sessionContext"]["attributes"], attributes);
+        let role = PrincipalKind::AssumedRole {
+            role_name: "web".into(),
+            role_id: "AROAEXAMPLE".into(),
+            role_arn: "arn:aws:iam::123456789012:role/web".into(),
+            session_name: "s".into(),
+        };
+        let role = identity_of(role, Some(session(SessionOrigin::AssumeRoleWithWebIdentity)));
+        assert_eq!(role["type"], "AssumedRole");
+        let expected = json!({
+            "sessionIssuer": {
+                "type": "Role", "principalId": "AROAEXAMPLE", "arn": "arn:aws:iam::123456789012:role/web",
+                "accountId": "123456789012", "userName": "web",
+            },
+            "attributes": attributes,
+            "sourceIdentity": "alice",
+            "webIdFederationData": {"federatedProvider": "arn:aws:iam::123456789012:oidc-provider/example.com"},
+        });
+        assert_eq!(role["sessionContext"], expected);
+        let federated = PrincipalKind::FederatedUser {
+            source_arn: "arn:aws:iam::123456789012:user/team/bob".into(),
+            source_id: "AIDABOB".into(),
+            name: "guest".into(),
+        };
+        let federated = identity_of(federated, None);
+        assert_eq!(federated["type"], "FederatedUser");
+        assert_eq!(federated["sessionContext"]["sessionIssuer"]["userName"], "bob");
+        let response = json!({
+            "provider": "example.com", "audience": "sts.amazonaws.com", "subjectFromWebIdentityToken": "pod",
+            "credentials": {"accessKeyId": "ASIANEW", "secretAccessKey": "very secret", "sessionToken": "token"},
+        });
+        let request = json!({"roleArn": "arn:r", "webIdentityToken": "a.b.c"});
+        let web = record(Principal::anonymous(), "AssumeRoleWithWebIdentity", request, Some(response));
+        let expected = json!({
+            "type": "WebIdentityUser", "principalId": "example.com:sts.amazonaws.com:pod", "userName": "pod",
+            "identityProvider": "example.com",
+        });
+        assert_eq!(web["userIdentity"], expected);
+        assert_eq!(web["responseElements"]["credentials"]["accessKeyId"], "ASIANEW");
+        let text = web.to_string();
+        assert!(
+            !text.contains("very secret") && !text.contains("a.b.c") && !text.contains("\"token\""),
+            "{text}"
+        );
+    }
+}

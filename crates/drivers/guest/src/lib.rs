@@ -9,6 +9,7 @@
 //!   │ DHCP client           ├─────────┤ 0.0.0.0:67               ├─────────────┤ serve_dhcp ├──┐
 //!   │ resolver              │         │ base+2, 169.254.169.253  ├─────────────┤ serve_dns  ├──┼── Directory
 //!   │ cloud-init, AWS SDKs  │         │ 169.254.169.254:80       ├─────────────┤ serve_imds ├──┘
+//!   │ AWS SDKs, aws         │         │ 169.254.169.254:4566     ├─────────────┤ serve_api  ├───── who answers the API
 //!   └───────────────────────┘         └──────────────────────────┘             └────────────┘
 //! ```
 //!
@@ -37,7 +38,7 @@
 //! # Metadata (EC2 User Guide, "Use instance metadata to manage your EC2 instance")
 //! IMDSv1 and IMDSv2 with the instance's options: tokens required, endpoint disabled, hop limit (the answer to a token's
 //! `PUT` leaves with that IP time to live), tags. Every version shows what had been introduced by its date. What haar has
-//! not, the tree has not: no `iam/` without a role, no signatures of the identity document, which only AWS can make.
+//! not, the tree has not: no `iam/` without an instance profile, no signatures of the identity document, which only AWS can make.
 //!
 //! # Guests that mean harm
 //! What a guest sends is bounded in size, time and number, each guest having its own share ([`serve_imds`] and [`serve_dns`]
@@ -47,6 +48,7 @@
 #[cfg(test)]
 extern crate self as haar_guest;
 
+mod api;
 mod dhcp;
 mod dns;
 mod imds;
@@ -59,13 +61,14 @@ mod view;
 #[path = "../tests/common/mod.rs"]
 mod fixtures;
 
+pub use api::{API_PORT, Caller, serve_api};
 pub use dhcp::serve_dhcp;
 pub use dns::{DnsServer, Forwarder, Zone, serve_dns};
 pub use imds::{TokenKey, serve_imds};
 pub use tokio_util::sync::CancellationToken;
 pub use view::{
-    Directory, Instance, Interface, MacAddr, MetadataOptions, ParseMacAddrError, PublicAddress, PublicKey,
-    SecurityGroup,
+    Credentials, Directory, Instance, Interface, MacAddr, MetadataOptions, ParseMacAddrError, Profile,
+    PublicAddress, PublicKey, Role, SecurityGroup,
 };
 
 /// A server could not start.

@@ -29,6 +29,12 @@ pub trait Directory: Send + Sync + 'static {
     /// The instance, one of whose network interfaces has this private address in the VPC.
     fn instance_at(&self, private_ip: Ipv4Addr) -> Option<Arc<Instance>>;
 
+    /// The instance profile of an instance, with credentials of its role that are good for a while. Asked for with every request for
+    /// metadata.
+    fn profile(&self, _instance: &Instance) -> Option<Profile> {
+        None
+    }
+
     /// Where a public address leads; `None` when it is none of this cloud's addresses in use.
     fn public_address(&self, public_ip: Ipv4Addr) -> Option<PublicAddress>;
 }
@@ -145,6 +151,49 @@ impl Interface {
     }
 }
 
+/// An instance profile, as the metadata shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Profile {
+    /// Its ARN.
+    pub arn: String,
+    /// Its unique id: `AIPA…`
+    pub id: String,
+    /// Since when it is as it is.
+    pub updated: OffsetDateTime,
+    /// The role in it.
+    pub role: Option<Role>,
+}
+
+/// The role of an instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Role {
+    /// Its name.
+    pub name: String,
+    /// Credentials of the role; none when its trust policy does not let EC2 assume it.
+    pub credentials: Option<Credentials>,
+}
+
+/// Temporary credentials.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// `ASIA…`
+    pub access_key_id: String,
+    /// The secret.
+    pub secret_access_key: String,
+    /// The token that requests must carry.
+    pub session_token: String,
+    /// When they were given.
+    pub issued: OffsetDateTime,
+    /// When they end.
+    pub expires: OffsetDateTime,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials").field("access_key_id", &self.access_key_id).finish_non_exhaustive()
+    }
+}
+
 /// The public key that an instance was launched with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublicKey {
@@ -214,6 +263,8 @@ pub struct Instance {
     pub tags: BTreeMap<String, String>,
     /// Options of the metadata service.
     pub metadata_options: MetadataOptions,
+    /// Its instance profile: what [`Directory::profile`] says when metadata is asked for.
+    pub profile: Option<Profile>,
 }
 
 #[cfg(test)]

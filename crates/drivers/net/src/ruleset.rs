@@ -164,7 +164,7 @@ fn base_chains(vpc: &VpcSpec, out: &mut String) {
         " chain input {{\n  type filter hook input priority filter; policy drop;\n  ct state established,related accept\n  \
          iifname \"lo\" accept\n  iifname \"{UPLINK}\" drop\n  udp dport 67 accept\n  \
          ip daddr {{ {}, 169.254.169.253 }} meta l4proto {{ tcp, udp }} th dport 53 accept\n  \
-         ip daddr 169.254.169.254 tcp dport 80 accept\n }}\n",
+         ip daddr 169.254.169.254 tcp dport {{ 80, 4566 }} accept\n }}\n",
         std::net::Ipv4Addr::from(dns),
     );
     // Without a public address nothing leaves, not even on connections that began while there was one.

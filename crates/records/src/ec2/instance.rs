@@ -198,6 +198,9 @@ pub struct InstanceSpec {
     /// The user that has the key pair's key.
     #[serde(default)]
     pub default_user: Option<String>,
+    /// The instance profile whose role the instance has.
+    #[serde(default)]
+    pub instance_profile: Option<InstanceProfileAssociation>,
 }
 
 impl InstanceSpec {
@@ -232,6 +235,20 @@ pub struct Placement {
     /// `Tenancy` is `dedicated`.
     #[serde(default)]
     pub dedicated: bool,
+}
+
+/// `IamInstanceProfileAssociation`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceProfileAssociation {
+    /// `iip-assoc-…`
+    pub id: String,
+    /// ARN of the instance profile.
+    pub arn: String,
+    /// Unique id of the instance profile: `AIPA…`
+    pub profile_id: String,
+    /// Since when.
+    #[serde(with = "time::serde::timestamp::nanoseconds")]
+    pub since: OffsetDateTime,
 }
 
 /// A volume of an instance (`InstanceBlockDeviceMapping`); its attachment is told by the volume's record.

@@ -19,8 +19,8 @@ pub use image::{
     BootMode, DeregistrationProtection, Image, ImageBoot, ImageDevice, ImageState, LaunchPermission,
 };
 pub use instance::{
-    BlockDevice, CpuOptions, Instance, InstanceGoal, InstanceSpec, InstanceState, InstanceStatus,
-    MetadataOptions, Placement, ShutdownBehavior, StateReason, StatusCheck,
+    BlockDevice, CpuOptions, Instance, InstanceGoal, InstanceProfileAssociation, InstanceSpec, InstanceState,
+    InstanceStatus, MetadataOptions, Placement, ShutdownBehavior, StateReason, StatusCheck,
 };
 pub use instance_types::{EbsLimit, EbsPerformance, Hypervisor, InstanceType, instance_type, instance_types};
 pub use key_pair::{KeyPair, KeyType};

@@ -157,11 +157,15 @@ delegate! {
         describe_instance_types(DescribeInstanceTypesRequest) -> DescribeInstanceTypesResult;
     }
     instances {
+        associate_iam_instance_profile(AssociateIamInstanceProfileRequest) -> AssociateIamInstanceProfileResult;
+        describe_iam_instance_profile_associations(DescribeIamInstanceProfileAssociationsRequest)
+            -> DescribeIamInstanceProfileAssociationsResult;
         describe_instance_attribute(DescribeInstanceAttributeRequest) -> InstanceAttribute;
         describe_instance_credit_specifications(DescribeInstanceCreditSpecificationsRequest)
             -> DescribeInstanceCreditSpecificationsResult;
         describe_instance_status(DescribeInstanceStatusRequest) -> DescribeInstanceStatusResult;
         describe_instances(DescribeInstancesRequest) -> DescribeInstancesResult;
+        disassociate_iam_instance_profile(DisassociateIamInstanceProfileRequest) -> DisassociateIamInstanceProfileResult;
         get_console_output(GetConsoleOutputRequest) -> GetConsoleOutputResult;
         get_console_screenshot(GetConsoleScreenshotRequest) -> GetConsoleScreenshotResult;
         modify_instance_attribute(ModifyInstanceAttributeRequest) -> ();
@@ -169,6 +173,8 @@ delegate! {
             -> ModifyInstanceCreditSpecificationResult;
         modify_instance_metadata_options(ModifyInstanceMetadataOptionsRequest) -> ModifyInstanceMetadataOptionsResult;
         reboot_instances(RebootInstancesRequest) -> ();
+        replace_iam_instance_profile_association(ReplaceIamInstanceProfileAssociationRequest)
+            -> ReplaceIamInstanceProfileAssociationResult;
         run_instances(RunInstancesRequest) -> Reservation;
         start_instances(StartInstancesRequest) -> StartInstancesResult;
         stop_instances(StopInstancesRequest) -> StopInstancesResult;

@@ -2,16 +2,21 @@
 //! the Service Authorization Reference).
 
 use haar_access::{Named, Query, Resource};
+use haar_api::Context;
+use haar_api::schema::{self, Kind, Operation, Part, slots};
+use haar_api::value::Value;
 use haar_core::Arn;
 use haar_records::ec2::{
-    Claim, ClaimScope, EbsSnapshot, Image, Instance, KeyPair, KeyType, NetworkInterface, SecurityGroup,
-    Subnet, Volume, Vpc,
+    Claim, ClaimScope, EbsDefaults, EbsSnapshot, Image, Instance, KeyPair, KeyType, NetworkInterface,
+    SecurityGroup, Subnet, Volume, Vpc,
 };
+use haar_records::iam::{REGION, Role};
 use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION};
 use haar_store::{Snapshot, Store};
 
+use crate::instances::profiles;
 use crate::scope::Scope;
-use crate::{defaults, subnets, tags};
+use crate::{defaults, launch_templates, subnets, tags};
 
 /// Finds the resources of EC2 in the records.
 pub struct Resources(pub Store);
@@ -20,6 +25,13 @@ impl haar_access::Resources for Resources {
     fn find(&self, query: &Query<'_>) -> Vec<Resource> {
         let finder = Finder { snapshot: self.0.snapshot(), query };
         match (query.resource.name, query.named) {
+            ("passed-role", Named::Id(named)) => finder.passed_role(named).into_iter().collect(),
+            ("instance", Named::Id(id)) if id.starts_with("iip-assoc-") => {
+                let instance =
+                    profiles::associated(&finder.snapshot, &query.ctx.account, &query.ctx.region, id);
+                let id = instance.map_or_else(|| "*".to_owned(), |instance| instance.id.clone());
+                vec![finder.existing("instance", &id)]
+            }
             ("any", Named::Id(id)) => match tags::type_of(id) {
                 Some(resource_type) => vec![finder.existing(resource_type, id)],
                 // Its handler refuses the id.
@@ -32,6 +44,59 @@ impl haar_access::Resources for Resources {
             (resource_type, Named::New) => vec![finder.to_make(resource_type)],
             (resource_type, Named::Default) => finder.defaults(resource_type),
         }
+    }
+
+    /// A launch by a template uses what the template says.
+    fn complete(&self, ctx: &Context, operation: &'static Operation, input: &Value) -> Option<Value> {
+        let request = Part(operation.input, input);
+        let wanted = request.member("LaunchTemplate").filter(|_| operation.route.name == "RunInstances")?;
+        let text = |name: &str| wanted.text(&[name]).filter(|text| !text.is_empty());
+        let (id, name) = (text("LaunchTemplateId"), text("LaunchTemplateName"));
+        let scope = Scope::from(ctx);
+        let (_, data) = launch_templates::named(&self.0.snapshot(), scope, id, name, text("Version"))?;
+        let data = named_as_the_model(serde_json::to_value(data).ok()?);
+        let template = schema::value_named(operation.input, &data)?;
+        let (Value::Structure(mut given), Value::Structure(template)) = (input.clone(), template) else {
+            return None;
+        };
+        let names = match &operation.input.kind {
+            Kind::Structure(members) => slots(members).map(|(member, _)| member.name),
+            _ => return None,
+        };
+        let groups = [request.list("SecurityGroupIds"), request.list("SecurityGroups")].concat();
+        for ((name, given), template) in names.zip(&mut given).zip(template) {
+            match (given, template) {
+                // The groups of the template are for a request that names none.
+                (_, Some(_)) if name.starts_with("SecurityGroup") && !groups.is_empty() => {}
+                // Of devices and tags, those of the template come to the request's.
+                (Some(Value::List(given)), Some(Value::List(more)))
+                    if given.is_empty() || matches!(name, "BlockDeviceMappings" | "TagSpecifications") =>
+                {
+                    given.extend(more);
+                }
+                (given @ None, template) => *given = template,
+                _ => {}
+            }
+        }
+        Some(Value::Structure(given))
+    }
+}
+
+/// What a record says, with the names of the model: `image_id` is `ImageId`.
+fn named_as_the_model(value: serde_json::Value) -> serde_json::Value {
+    let camel = |name: &str| -> String {
+        let parts = name.split('_').map(|part| {
+            let (first, rest) = part.split_at(usize::from(!part.is_empty()));
+            first.to_ascii_uppercase() + rest
+        });
+        parts.collect()
+    };
+    match value {
+        serde_json::Value::Object(members) => {
+            members.into_iter().map(|(name, value)| (camel(&name), named_as_the_model(value))).collect()
+        }
+        serde_json::Value::Array(values) => values.into_iter().map(named_as_the_model).collect(),
+        other => other,
     }
 }
 
@@ -64,6 +129,10 @@ impl Finder<'_> {
         let Scope { account, region } = self.scope();
         let arn_of = |resource_type: &str, id: &str| self.arn(resource_type, id);
         let id = match resource_type {
+            "launch-template" if !id.starts_with("lt-") => {
+                let found = launch_templates::named(&self.snapshot, self.scope(), None, Some(id), None);
+                found.map_or_else(|| id.to_owned(), |(id, _)| id)
+            }
             "security-group" if !id.starts_with("sg-") => self.group_id(id).unwrap_or_else(|| id.to_owned()),
             "key-pair" if id.starts_with("key-") => {
                 let pair = self.snapshot.get::<KeyPair>(account, region, id);
@@ -90,6 +159,10 @@ impl Finder<'_> {
                         .with("ec2:MetadataHttpTokens", tokens(metadata.http_tokens_required))
                         .with("ec2:MetadataHttpPutResponseHopLimit", metadata.hop_limit.to_string())
                         .with("ec2:RootDeviceType", "ebs")
+                        .with_some(
+                            "ec2:InstanceProfile",
+                            spec.instance_profile.as_ref().map(|profile| &profile.arn),
+                        )
                         .with("ec2:Tenancy", "default");
                 }
             }
@@ -100,7 +173,7 @@ impl Finder<'_> {
                     resource = owner(resource, account)
                         .with_tags(found.tags.clone())
                         .with("ec2:AvailabilityZone", &found.availability_zone)
-                        .with("ec2:Encrypted", "false")
+                        .with("ec2:Encrypted", found.encryption.is_some().to_string())
                         .with("ec2:VolumeSize", found.size_gib.to_string())
                         .with("ec2:VolumeType", found.volume_type.as_str())
                         .with_some("ec2:VolumeIops", found.iops.map(|iops| iops.to_string()))
@@ -113,7 +186,7 @@ impl Finder<'_> {
                 if let Some(found) = self.snapshot.get::<EbsSnapshot>(account, region, id) {
                     resource = owner(resource, account)
                         .with_tags(found.tags.clone())
-                        .with("ec2:Encrypted", "false")
+                        .with("ec2:Encrypted", found.encryption.is_some().to_string())
                         .with("ec2:Owner", account)
                         .with("ec2:ParentVolume", arn_of("volume", &found.volume_id))
                         .with("ec2:SnapshotTime", haar_policy::date_text(found.start_time))
@@ -193,6 +266,10 @@ impl Finder<'_> {
         match (resource_type, self.query.operation()) {
             ("instance", "RunInstances") => {
                 let zone = says(&["Placement", "AvailabilityZone"]);
+                let named =
+                    says(&["IamInstanceProfile", "Arn"]).or_else(|| says(&["IamInstanceProfile", "Name"]));
+                let profile =
+                    named.and_then(|named| profiles::find(&self.snapshot, self.scope().account, &named));
                 let zone = zone.or_else(|| Some(self.subnets().first()?.availability_zone.clone()));
                 resource
                     .with("ec2:InstanceType", says(&["InstanceType"]).unwrap_or_else(|| "m1.small".into()))
@@ -200,6 +277,7 @@ impl Finder<'_> {
                     .with("ec2:RootDeviceType", "ebs")
                     .with("ec2:Tenancy", says(&["Placement", "Tenancy"]).unwrap_or_else(|| "default".into()))
                     .with_some("ec2:AvailabilityZone", zone)
+                    .with_some("ec2:InstanceProfile", profile.map(|profile| profile.arn()))
                     .with_some("ec2:MetadataHttpEndpoint", says(&["MetadataOptions", "HttpEndpoint"]))
                     .with_some("ec2:MetadataHttpTokens", says(&["MetadataOptions", "HttpTokens"]))
                     .with_some(
@@ -210,14 +288,20 @@ impl Finder<'_> {
             ("volume", "RunInstances") => {
                 let ebs = |member: &str| says(&["BlockDeviceMappings", "Ebs", member]);
                 resource
-                    .with("ec2:Encrypted", ebs("Encrypted").unwrap_or_else(|| "false".into()))
+                    .with(
+                        "ec2:Encrypted",
+                        self.is_encrypted(ebs("Encrypted").as_deref(), ebs("SnapshotId").as_deref()),
+                    )
                     .with_some("ec2:VolumeSize", ebs("VolumeSize"))
                     .with_some("ec2:VolumeType", ebs("VolumeType"))
                     .with_some("ec2:VolumeIops", ebs("Iops"))
                     .with_some("ec2:VolumeThroughput", ebs("Throughput"))
             }
             ("volume", "CreateVolume") => resource
-                .with("ec2:Encrypted", says(&["Encrypted"]).unwrap_or_else(|| "false".into()))
+                .with(
+                    "ec2:Encrypted",
+                    self.is_encrypted(says(&["Encrypted"]).as_deref(), says(&["SnapshotId"]).as_deref()),
+                )
                 .with("ec2:VolumeType", says(&["VolumeType"]).unwrap_or_else(|| "gp2".into()))
                 .with_some("ec2:AvailabilityZone", says(&["AvailabilityZone"]))
                 .with_some("ec2:VolumeSize", says(&["Size"]))
@@ -299,6 +383,27 @@ impl Finder<'_> {
         let best =
             self.default_vpc().and_then(|vpc| subnets::best_default(&self.snapshot, &vpc, zone, needed));
         best.into_iter().collect()
+    }
+
+    /// Whether a new volume is encrypted: it is asked for, its snapshot is, or the account wants all to be.
+    fn is_encrypted(&self, asked: Option<&str>, snapshot_id: Option<&str>) -> String {
+        let Scope { account, region } = self.scope();
+        let defaults = self.snapshot.get::<EbsDefaults>(account, region, EbsDefaults::ID);
+        let snapshot = snapshot_id.and_then(|id| self.snapshot.get::<EbsSnapshot>(account, region, id));
+        let is = asked == Some("true")
+            || defaults.is_some_and(|defaults| defaults.encrypt_by_default)
+            || snapshot.is_some_and(|snapshot| snapshot.encryption.is_some());
+        is.to_string()
+    }
+
+    /// The role in the instance profile of this name or ARN, which the caller hands to an instance. Where there is no such profile or no
+    /// role in it, its handler refuses it.
+    fn passed_role(&self, named: &str) -> Option<Resource> {
+        let profile = profiles::find(&self.snapshot, self.scope().account, named)?;
+        let role = profile.role.as_ref()?;
+        let role = self.snapshot.get::<Role>(&profile.account, REGION, role)?;
+        let passed = Resource::new(role.arn()).with_tags(role.tags.clone());
+        Some(passed.with("iam:PassedToService", "ec2.amazonaws.com"))
     }
 
     fn default_vpc(&self) -> Option<haar_store::Entry<Vpc>> {
@@ -454,6 +559,52 @@ mod tests {
             allow("ec2:RunInstances", &of("instance"), r#"{"StringEquals":{"ec2:InstanceType":"t3.nano"}}"#);
         assert!(allowed(store, &all, launch));
         assert!(!allowed(store, &all, &launch.replace("t3.nano", "t3.large")));
+    }
+
+    #[tokio::test]
+    async fn a_template_is_asked_for_like_the_request_itself() {
+        use crate::model::{
+            CreateLaunchTemplateRequest, Ec2, RequestLaunchTemplateData, Tag, TagSpecification,
+        };
+        let handlers = handlers().await;
+        let tags = vec![Tag { key: Some("team".into()), value: Some("red".into()) }];
+        let data = RequestLaunchTemplateData {
+            image_id: Some("ami-00000000000000001".into()),
+            instance_type: Some("t3.large".into()),
+            security_group_ids: vec!["sg-00000000000000001".into()],
+            ..RequestLaunchTemplateData::default()
+        };
+        let input = CreateLaunchTemplateRequest {
+            launch_template_name: "web".into(),
+            launch_template_data: data,
+            tag_specifications: vec![TagSpecification {
+                resource_type: Some("launch-template".parse().unwrap()),
+                tags,
+            }],
+            ..CreateLaunchTemplateRequest::default()
+        };
+        handlers.create_launch_template(&context(), input).await.unwrap();
+        let store = &handlers.store;
+        let by_template = "Action=RunInstances&MinCount=1&MaxCount=1&LaunchTemplate.LaunchTemplateName=web";
+        let deny = |resource: &str, condition: &str| {
+            let everything = allow("*", "*", "");
+            format!(
+                r#"{everything},{{"Effect":"Deny","Action":"ec2:RunInstances","Resource":"arn:aws:ec2:*:*:{resource}","Condition":{condition}}}"#
+            )
+        };
+        assert!(asked(store, &allow("*", "*", ""), by_template).is_ok());
+        for (resource, condition, over) in [
+            ("image/ami-00000000000000001", "{}", "&ImageId=ami-00000000000000002"),
+            ("security-group/sg-00000000000000001", "{}", "&SecurityGroupId.1=sg-00000000000000002"),
+            ("instance/*", r#"{"StringEquals":{"ec2:InstanceType":"t3.large"}}"#, "&InstanceType=t3.nano"),
+            ("launch-template/*", r#"{"StringEquals":{"aws:ResourceTag/team":"red"}}"#, ""),
+        ] {
+            let policy = deny(resource, condition);
+            assert!(asked(store, &policy, by_template).is_err(), "{resource}");
+            if !over.is_empty() {
+                assert!(asked(store, &policy, &format!("{by_template}{over}")).is_ok(), "{resource}");
+            }
+        }
     }
 
     #[tokio::test]

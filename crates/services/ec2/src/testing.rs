@@ -16,7 +16,8 @@ pub const SCOPE: Scope<'static> = Scope { account: "123456789012", region: "eu-c
 
 /// An empty store in memory.
 pub async fn store() -> Store {
-    haar_records::ec2::register(haar_core::register(Store::builder())).in_memory().await.unwrap()
+    let builder = haar_records::iam::register(haar_core::register(Store::builder()));
+    haar_records::ec2::register(builder).in_memory().await.unwrap()
 }
 
 /// A request to [`SCOPE`].

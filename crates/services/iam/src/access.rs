@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use haar_access::{Named, Query, Resource};
-use haar_api::Context;
-use haar_records::iam::{Group, InstanceProfile, ManagedPolicy, REGION, Role, User, name_id};
+use haar_api::{Context, PrincipalKind};
+use haar_records::iam::{
+    Group, InstanceProfile, ManagedPolicy, OpenIdConnectProvider, REGION, Role, User, name_id,
+};
 use haar_store::Store;
 
 use crate::caller::{Caller, Documents};
@@ -35,21 +37,24 @@ impl haar_access::Resources for Directory {
         let named = match query.named {
             Named::Id(named) => named,
             Named::New => "*",
-            // The user that is meant without a name is the caller.
-            Named::Default if query.resource.name == "user" => {
-                return vec![Resource::new(query.ctx.principal.arn.clone())];
-            }
-            Named::Default => return Vec::new(),
+            // Without a name, IAM means the user that asks.
+            Named::Default => match &query.ctx.principal.kind {
+                PrincipalKind::User { name } => name,
+                _ => "*",
+            },
         };
         let snapshot = self.store.snapshot();
-        // A resource is named by its name or by its ARN, which says whose it is; its own ARN has its path besides.
+        // A resource is named by its name or by its ARN, which says whose it is and of which type; its own ARN has its path besides.
         let arn: Vec<&str> = named.splitn(6, ':').collect();
-        let (account, name) = match arn.as_slice() {
-            ["arn", _, _, _, account, rest] => (*account, rest.rsplit('/').next().unwrap_or(rest)),
-            _ => (query.ctx.account.as_str(), named),
+        let (account, resource_type, name) = match arn.as_slice() {
+            ["arn", _, _, _, account, rest] => {
+                let (resource_type, _) = rest.split_once('/').unwrap_or((rest, ""));
+                (*account, resource_type, rest.rsplit('/').next().unwrap_or(rest))
+            }
+            _ => (query.ctx.account.as_str(), query.resource.name, named),
         };
         let id = name_id(name);
-        let found = match query.resource.name {
+        let found = match resource_type {
             "user" => snapshot.get::<User>(account, REGION, &id).map(|user| {
                 let resource = Resource::new(user.arn()).with_tags(user.tags.clone());
                 resource.with_some("iam:PermissionsBoundary", user.permissions_boundary.as_ref())
@@ -66,6 +71,13 @@ impl haar_access::Resources for Directory {
             "policy" => snapshot
                 .get::<ManagedPolicy>(account, REGION, &id)
                 .map(|policy| Resource::new(policy.arn()).with_tags(policy.tags.clone())),
+            "oidc-provider" => snapshot
+                .get::<OpenIdConnectProvider>(
+                    account,
+                    REGION,
+                    named.split_once("oidc-provider/").map_or(name, |(_, id)| id),
+                )
+                .map(|provider| Resource::new(provider.arn()).with_tags(provider.tags.clone())),
             _ => None,
         };
         // What does not exist yet gets the path that the request says.
@@ -91,6 +103,9 @@ impl haar_access::Resources for Directory {
                 resource.keys.retain(|(known, _)| *known != key);
                 resource = resource.with(key, value);
             }
+        }
+        if query.action == "iam:PassRole" {
+            resource = resource.with("iam:PassedToService", "ec2.amazonaws.com");
         }
         vec![resource]
     }

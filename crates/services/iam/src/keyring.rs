@@ -193,6 +193,11 @@ impl Keyring {
         &self.sealer
     }
 
+    /// The authorization message in its encoded form, of an account.
+    pub(crate) fn open_message(&self, account: &str, encoded: &str) -> Option<String> {
+        self.sealer.open_message(account, encoded)
+    }
+
     /// Makes temporary credentials.
     pub(crate) fn issue(
         &self,

@@ -7,6 +7,7 @@ mod access;
 mod aws_managed;
 mod caller;
 pub mod iam;
+mod instance_roles;
 mod keyring;
 mod seal;
 pub mod sts;
@@ -14,5 +15,6 @@ mod trust;
 
 pub use access::Directory;
 pub use caller::{Caller, Documents, managed_document};
-pub use keyring::{Keyring, RootKey};
+pub use instance_roles::{InstanceRoles, Profile};
+pub use keyring::{Keyring, RoleCredentials, RootKey};
 pub use seal::Sealer;

@@ -147,6 +147,8 @@ impl Imds {
             tracing::debug!(%peer, "metadata request from an unknown address");
             return error(StatusCode::SERVICE_UNAVAILABLE);
         };
+        let mut instance = Instance::clone(&instance);
+        instance.profile = self.directory.profile(&instance);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let response = respond(&head.method, head.uri.path(), &head.headers, &instance, &self.key, now);
         if head.method == Method::PUT {
@@ -376,6 +378,53 @@ mod tests {
         instance.metadata_options.http_endpoint = false;
         assert_eq!(ask(&instance, &Method::GET, "/latest/meta-data", &[(TOKEN, &token)]).status(), 403);
         assert_eq!(ask(&instance, &Method::PUT, "/latest/api/token", &[(TOKEN_TTL, "60")]).status(), 403);
+    }
+
+    #[test]
+    fn a_role_comes_with_its_credentials() {
+        let mut instance = instance();
+        let get = |instance: &Instance, path: &str| {
+            let response = ask(instance, &Method::GET, path, &[]);
+            (response.status().as_u16(), body(response))
+        };
+        assert_eq!(get(&instance, "/latest/meta-data/iam/info").0, 404);
+        let at = time::OffsetDateTime::from_unix_timestamp(NOW as i64).unwrap();
+        let credentials = crate::view::Credentials {
+            access_key_id: "ASIAEXAMPLE".into(),
+            secret_access_key: "secret".into(),
+            session_token: "token".into(),
+            issued: at,
+            expires: at + Duration::from_secs(3600),
+        };
+        let role = crate::view::Role { name: "web".into(), credentials: Some(credentials) };
+        instance.profile = Some(crate::view::Profile {
+            arn: "arn:aws:iam::123456789012:instance-profile/web".into(),
+            id: "AIPAEXAMPLE".into(),
+            updated: at,
+            role: Some(role),
+        });
+        assert!(get(&instance, "/latest/meta-data/").1.contains("iam/"));
+        assert_eq!(get(&instance, "/latest/meta-data/iam/").1, "info\nsecurity-credentials/");
+        assert_eq!(get(&instance, "/latest/meta-data/iam/security-credentials/").1, "web");
+        assert_eq!(
+            get(&instance, "/latest/meta-data/iam/info").1,
+            "{\n  \"Code\" : \"Success\",\n  \"LastUpdated\" : \"2027-01-15T08:00:00Z\",\n  \
+             \"InstanceProfileArn\" : \"arn:aws:iam::123456789012:instance-profile/web\",\n  \
+             \"InstanceProfileId\" : \"AIPAEXAMPLE\"\n}"
+        );
+        assert_eq!(
+            get(&instance, "/latest/meta-data/iam/security-credentials/web").1,
+            "{\n  \"Code\" : \"Success\",\n  \"LastUpdated\" : \"2027-01-15T08:00:00Z\",\n  \"Type\" : \"AWS-HMAC\",\n  \
+             \"AccessKeyId\" : \"ASIAEXAMPLE\",\n  \"SecretAccessKey\" : \"secret\",\n  \"Token\" : \"token\",\n  \
+             \"Expiration\" : \"2027-01-15T09:00:00Z\"\n}"
+        );
+        assert_eq!(get(&instance, "/latest/meta-data/iam/security-credentials/other").0, 404);
+        assert_eq!(get(&instance, "/2011-01-01/meta-data/iam/info").0, 404, "a version from before roles");
+        if let Some(role) = instance.profile.as_mut().and_then(|profile| profile.role.as_mut()) {
+            role.credentials = None;
+        }
+        let refused = get(&instance, "/latest/meta-data/iam/security-credentials/web").1;
+        assert!(refused.contains("\"Code\" : \"AssumeRoleUnauthorizedAccess\""), "{refused}");
     }
 
     #[test]

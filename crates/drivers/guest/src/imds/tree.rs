@@ -9,7 +9,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
-use crate::view::{Instance, Interface};
+use crate::view::{Instance, Interface, Profile, Role};
 
 /// The builds of the metadata that can be asked for, oldest first; every path starts with one of them or `latest`.
 /// A build shows what had been introduced by its date.
@@ -122,6 +122,13 @@ impl<'a> Tree<'a> {
         add("2018-08-17", "events/maintenance/history", &"[]");
         add("2018-08-17", "events/maintenance/scheduled", &"[]");
         add("2008-09-01", "instance-action", &"none");
+        if let Some(profile) = &instance.profile {
+            add("2012-01-12", "iam/info", &profile_info(profile));
+            if let Some(role) = &profile.role {
+                let path = format!("iam/security-credentials/{}", role.name);
+                add("2012-01-12", &path, &role_credentials(profile, role));
+            }
+        }
         add("1.0", "instance-id", &instance.id);
         add("2019-10-01", "instance-life-cycle", &"on-demand");
         add("2007-08-29", "instance-type", &instance.instance_type);
@@ -228,6 +235,53 @@ impl<'a> Tree<'a> {
 
 fn lines<'a>(items: impl Iterator<Item = &'a String>) -> String {
     items.map(String::as_str).collect::<Vec<_>>().join("\n")
+}
+
+/// What `iam/info` tells ("Instance metadata categories").
+fn profile_info(profile: &Profile) -> String {
+    let updated = timestamp(profile.updated);
+    spaced(&[
+        ("Code", "Success"),
+        ("LastUpdated", &updated),
+        ("InstanceProfileArn", &profile.arn),
+        ("InstanceProfileId", &profile.id),
+    ])
+}
+
+/// What `iam/security-credentials/ROLE` tells (EC2 User Guide, "Retrieve security credentials from instance metadata").
+fn role_credentials(profile: &Profile, role: &Role) -> String {
+    let Some(credentials) = &role.credentials else {
+        let message = format!("EC2 cannot assume the role {}.", role.name);
+        let updated = timestamp(profile.updated);
+        let code = "AssumeRoleUnauthorizedAccess";
+        return spaced(&[("Code", code), ("Message", &message), ("LastUpdated", &updated)]);
+    };
+    let (issued, expires) = (timestamp(credentials.issued), timestamp(credentials.expires));
+    spaced(&[
+        ("Code", "Success"),
+        ("LastUpdated", &issued),
+        ("Type", "AWS-HMAC"),
+        ("AccessKeyId", &credentials.access_key_id),
+        ("SecretAccessKey", &credentials.secret_access_key),
+        ("Token", &credentials.session_token),
+        ("Expiration", &expires),
+    ])
+}
+
+/// An object of texts, in this order, as the service lays JSON out.
+fn spaced(members: &[(&str, &str)]) -> String {
+    use serde::ser::{SerializeMap, Serializer};
+    let mut json = Vec::new();
+    let mut serializer = serde_json::Serializer::with_formatter(&mut json, Spaced);
+    let mut write = || {
+        let mut map = serializer.serialize_map(Some(members.len()))?;
+        for (name, value) in members {
+            map.serialize_entry(name, value)?;
+        }
+        map.end()
+    };
+    write().expect("texts are always JSON");
+    String::from_utf8(json).expect("JSON is UTF-8")
 }
 
 /// The instance identity document (EC2 User Guide, "Instance identity documents").

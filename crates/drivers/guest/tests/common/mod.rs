@@ -69,6 +69,7 @@ pub fn instance() -> Instance {
             hop_limit: 1,
             instance_tags: false,
         },
+        profile: None,
     }
 }
 

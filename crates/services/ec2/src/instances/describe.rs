@@ -9,7 +9,7 @@ use haar_records::ec2::{
 use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION};
 use haar_store::{Entry, Snapshot};
 
-use super::metadata_options;
+use super::{metadata_options, profiles};
 use crate::describe::{Kind, Request};
 use crate::error::{Result, combination};
 use crate::handlers::Handlers;
@@ -113,6 +113,7 @@ pub(super) fn to_api(snapshot: &Snapshot, instance: &Instance) -> model::Instanc
         ebs_optimized: Some(spec.ebs_optimized),
         ena_support: Some(false),
         hypervisor: Some(model::HypervisorType::Xen),
+        iam_instance_profile: spec.instance_profile.as_ref().filter(|_| there).map(profiles::to_api),
         network_interfaces: interfaces.iter().map(|i| interface_to_api(snapshot, i)).collect(),
         root_device_name: Some(spec.root_device_name.clone()),
         root_device_type: Some(model::DeviceType::Ebs),
@@ -335,8 +336,16 @@ const INSTANCES: Kind<Instance, Snapshot> = Kind {
         ("hibernation-options.configured", |_, _, probe| probe.value("false")),
         ("host-id", |_, _, _| ()),
         ("hypervisor", |_, _, probe| probe.value("xen")),
-        ("iam-instance-profile.arn", |_, _, _| ()),
-        ("iam-instance-profile.id", |_, _, _| ()),
+        ("iam-instance-profile.arn", |i, _, probe| {
+            probe.values(i.spec.instance_profile.as_ref().map(|profile| profile.arn.as_str()));
+        }),
+        ("iam-instance-profile.id", |i, _, probe| {
+            probe.values(i.spec.instance_profile.as_ref().map(|profile| profile.profile_id.as_str()));
+        }),
+        ("iam-instance-profile.name", |i, _, probe| {
+            let arn = i.spec.instance_profile.as_ref().map(|profile| profile.arn.as_str());
+            probe.values(arn.and_then(|arn| arn.rsplit('/').next()));
+        }),
         ("image-id", |i, _, probe| probe.value(&i.spec.image_id)),
         ("instance-id", |i, _, probe| probe.value(&i.id)),
         ("instance-lifecycle", |_, _, _| ()),

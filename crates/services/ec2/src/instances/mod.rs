@@ -9,6 +9,7 @@ mod lifecycle;
 mod listing;
 mod metadata_options;
 mod options;
+pub(crate) mod profiles;
 mod run;
 
 use haar_api::{Context, Error};
@@ -23,6 +24,10 @@ pub use describe::{describe_instance_status, describe_instances};
 pub use lifecycle::{reboot_instances, start_instances, stop_instances, terminate_instances};
 pub use listing::Listing;
 pub use metadata_options::modify_instance_metadata_options;
+pub use profiles::{
+    associate_iam_instance_profile, describe_iam_instance_profile_associations,
+    disassociate_iam_instance_profile, replace_iam_instance_profile_association,
+};
 pub(crate) use run::check_user_data;
 pub use run::run_instances;
 

@@ -14,7 +14,7 @@ use haar_records::ec2::{
 use haar_store::Tx;
 use ipnet::Ipv4Net;
 
-use super::{credits, describe, metadata_options, options};
+use super::{credits, describe, metadata_options, options, profiles};
 use crate::block_devices::{self, VolumePlan};
 use crate::capacity::Wanted;
 use crate::error::{Result, combination, invalid_parameter, invalid_value, missing, shorten, unsupported};
@@ -45,6 +45,7 @@ struct Plan {
     cpu_options: Option<CpuOptions>,
     placement: Placement,
     capacity_reservation_preference: Option<String>,
+    profile: Option<haar_records::iam::InstanceProfile>,
     instance_tags: Tags,
     volume_tags: Tags,
     interface_tags: Tags,
@@ -118,6 +119,10 @@ fn plan(scope: Scope<'_>, tx: &mut Tx, input: &model::RunInstancesRequest) -> Re
     if metadata_options.instance_tags {
         tags::check_for_metadata(by_type.get("instance").into_iter().flatten().map(|(key, _)| key.as_str()))?;
     }
+    let profile = match &input.iam_instance_profile {
+        Some(named) => profiles::named(tx.snapshot(), scope.account, named)?,
+        None => None,
+    };
     let mut tags_of = |resource_type| by_type.remove(resource_type).unwrap_or_default();
     Ok(Plan {
         image,
@@ -129,6 +134,7 @@ fn plan(scope: Scope<'_>, tx: &mut Tx, input: &model::RunInstancesRequest) -> Re
         cpu_options,
         placement,
         capacity_reservation_preference,
+        profile,
         instance_tags: tags_of("instance"),
         volume_tags: tags_of("volume"),
         interface_tags: tags_of("network-interface"),
@@ -237,6 +243,7 @@ fn create_one(
                 plan.image.library_id.clone()
             },
             default_user: Some(plan.image.default_user.clone()),
+            instance_profile: plan.profile.as_ref().map(|profile| profiles::association(ctx, profile)),
         },
         status: InstanceStatus::pending(),
     });

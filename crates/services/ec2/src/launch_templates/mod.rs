@@ -51,6 +51,33 @@ pub fn resolve(
 const DEFAULT: &str = "$Default";
 const LATEST: &str = "$Latest";
 
+/// The id of the template that a request names by id or name, and what the version of it says that the request names; none where there
+/// is no such version.
+#[must_use]
+pub fn named(
+    snapshot: &Snapshot,
+    scope: Scope<'_>,
+    id: Option<&str>,
+    name: Option<&str>,
+    version: Option<&str>,
+) -> Option<(String, LaunchTemplateData)> {
+    let by_name = |name: &str| {
+        let (account, region, claim) =
+            Claim::key(scope.account, scope.region, ClaimScope::LaunchTemplate(name));
+        snapshot.get::<Claim>(&account, &region, &claim).map(|claim| claim.holder.clone())
+    };
+    let id = id.map(str::to_owned).or_else(|| by_name(name?))?;
+    let template = snapshot.get::<LaunchTemplate>(scope.account, scope.region, &id)?;
+    let number = match version.filter(|version| !version.is_empty()).unwrap_or(DEFAULT) {
+        DEFAULT => template.default_version,
+        LATEST => template.latest_version,
+        number => number.parse().ok()?,
+    };
+    let version = LaunchTemplateVersion::id_of(&id, number);
+    let version = snapshot.get::<LaunchTemplateVersion>(scope.account, scope.region, &version)?;
+    Some((id, version.data.clone()))
+}
+
 /// The template of an id or a name.
 fn find(
     tx: &mut Tx,

@@ -73,6 +73,17 @@ impl model::Sts for Handlers {
         web_identity::assume_role_with_web_identity(self, ctx, input).await
     }
 
+    /// `DecodeAuthorizationMessage`: what [`haar_access`] has sealed for a principal of this account.
+    async fn decode_authorization_message(
+        &self,
+        ctx: &Context,
+        input: DecodeAuthorizationMessageRequest,
+    ) -> Result<DecodeAuthorizationMessageResponse, Error> {
+        let decoded = self.keyring.open_message(&ctx.account, &input.encoded_message);
+        let invalid = || errors::invalid_authorization_message_exception("The encoded message is not valid.");
+        Ok(DecodeAuthorizationMessageResponse { decoded_message: Some(decoded.ok_or_else(invalid)?) })
+    }
+
     /// `GetAccessKeyInfo`.
     async fn get_access_key_info(
         &self,
