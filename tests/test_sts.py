@@ -6,8 +6,10 @@ import time
 import pytest
 from botocore import UNSIGNED
 from botocore.config import Config
+from botocore.exceptions import ClientError
 from support.identities import UNCHECKED, User, allow, deny, name, policy, refused, trust, with_credentials
 from support.issuer import EcKey, Issuer, RsaKey
+from support.machine import wait_for
 from support.raw import call
 
 
@@ -345,6 +347,25 @@ def test_tokens_may_carry_tags(web, issuer, iam):
     assert web(issuer.token(issuer.rsa, **claim))["PackedPolicySize"] > 0
     bad = {"https://aws.amazon.com/tags": {"principal_tags": {"Project": ["a", "b"]}}}
     refused(lambda: web(issuer.token(issuer.rsa, **bad)), "InvalidIdentityToken")
+
+
+def test_keys_of_an_issuer_may_change(web, issuer):
+    new, foreign = RsaKey("r2"), issuer.token(RsaKey("r3"))
+    web(issuer.token(issuer.rsa))
+    issuer.keys = [*issuer.keys, new]
+    # What was learnt lately is believed for some seconds, so that tokens that nobody signed do not make the daemon ask again and again.
+    asked = issuer.asked
+    for _ in range(5):
+        refused(lambda: web(foreign), "InvalidIdentityToken")
+    assert issuer.asked <= asked + 1
+
+    def accepted() -> bool:
+        try:
+            return bool(web(issuer.token(new)))
+        except ClientError:
+            return False
+
+    wait_for(accepted, 30, 0.5, "the new key of the issuer is not found")
 
 
 def test_an_issuer_that_does_not_answer_is_said_to(simulated, iam, web):

@@ -20,7 +20,7 @@ const MANY: usize = 4096;
 #[derive(Default)]
 pub struct Documents(Mutex<Known>);
 
-type Known = HashMap<(PolicyKind, Box<str>), Arc<Policy>>;
+type Known = HashMap<PolicyKind, HashMap<Box<str>, Arc<Policy>>>;
 
 impl Documents {
     /// The policy of a document that was found good when it was put into a record.
@@ -28,8 +28,8 @@ impl Documents {
     /// A document that cannot be read nevertheless denies everything.
     pub fn read(&self, kind: PolicyKind, document: &str) -> Arc<Policy> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (kind, Box::from(document));
-        if let Some(policy) = known.get(&key) {
+        let known = known.entry(kind).or_default();
+        if let Some(policy) = known.get(document) {
             return Arc::clone(policy);
         }
         let policy = Policy::parse(document, kind).unwrap_or_else(|error| {
@@ -40,7 +40,7 @@ impl Documents {
             known.clear();
         }
         let policy = Arc::new(policy);
-        known.insert(key, Arc::clone(&policy));
+        known.insert(document.into(), Arc::clone(&policy));
         policy
     }
 }
@@ -193,10 +193,13 @@ impl Sources<'_> {
 
     /// A managed policy in force. Policies in use cannot be deleted; one that is not there denies everything.
     fn managed(&self, arn: &str) -> Attached {
-        let document = managed_document(self.snapshot, arn);
-        let policy = match document {
-            Some(document) => self.documents.read(PolicyKind::Managed, &document),
-            None => Arc::new(deny_all()),
+        let read = |document: &str| self.documents.read(PolicyKind::Managed, document);
+        let policy = match aws_managed::find(arn) {
+            Some(policy) => read(policy.document),
+            None => match managed_policy(self.snapshot, arn) {
+                Some(policy) => read(policy.document()),
+                None => Arc::new(deny_all()),
+            },
         };
         Attached::managed(policy, arn.rsplit('/').next().unwrap_or(arn), arn)
     }

@@ -154,7 +154,6 @@ impl Keyring {
             if !new.is_empty() {
                 let written = self.store.transact(|tx| {
                     for usage in &new {
-                        // A key that was deleted meanwhile leaves nothing behind.
                         if self.is_known(tx.snapshot(), &usage.id) {
                             tx.put(usage.clone());
                         }
@@ -170,8 +169,15 @@ impl Keyring {
         }
     }
 
+    /// Whether the key or role is still there: one that was deleted leaves nothing behind.
     fn is_known(&self, snapshot: &Snapshot, id: &str) -> bool {
-        id.starts_with("AROA") || snapshot.get::<iam::AccessKey>(GLOBAL_ACCOUNT, REGION, id).is_some()
+        if id.starts_with("AROA") {
+            let mut accounts = snapshot.list_all::<Account>();
+            return accounts.any(|account| {
+                snapshot.by_index::<Role>(&account.id, REGION, "role-id", id).next().is_some()
+            });
+        }
+        snapshot.get::<iam::AccessKey>(GLOBAL_ACCOUNT, REGION, id).is_some()
     }
 
     /// When an access key or role was last used.
