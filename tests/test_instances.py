@@ -318,7 +318,6 @@ def test_parameters_that_haar_does_not_carry_out_are_refused(sim, sim_image):
         {"EnclaveOptions": {"Enabled": True}},
         {"InstanceMarketOptions": {"MarketType": "spot"}},
         {"ElasticGpuSpecification": [{"Type": "eg1.medium"}]},
-        {"LaunchTemplate": {"LaunchTemplateName": "x"}},
         {"CreditSpecification": {"CpuCredits": "standard"}},
     ):
         settings = {"ImageId": sim_image, "InstanceType": "t3.nano", "MinCount": 1, "MaxCount": 1}
