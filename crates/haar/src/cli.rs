@@ -141,6 +141,36 @@ Examples:
     )]
     #[command(subcommand)]
     Guests(Guests),
+    /// Move a running instance to another daemon, with its memory, disks, addresses and connections
+    #[command(
+        after_help = "The instance runs on while its disks and memory are copied, stands still for a moment, and goes on at
+the other daemon with its private address and, where that can be reached there, its public one. It
+then belongs to the other daemon: here it is gone. Whatever fails before, the instance stays.
+
+The other daemon is named by its state folder, if it is on this machine, or by the invitation that
+haar receive prints there. It must have the instance's image; image folders can be copied. Private
+addresses lead to instances of the same daemon only.
+
+Should the other daemon go away for ever at the very moment when only it knows whether it has the
+instance, the instance stands still until --take-back says that it has not.
+
+Examples:
+  haar migrate i-0123456789abcdef0 --to /srv/other
+  haar migrate i-0123456789abcdef0 --to http://10.0.0.2:4566/#123456789012.3f0c…
+  haar migrate --list
+  haar migrate --take-back mig-0123456789abcdef0"
+    )]
+    Migrate(Migrate),
+    /// Print an invitation for one instance of another daemon
+    #[command(
+        after_help = "The invitation is good for ten minutes and one instance. The other daemon must reach the address that
+this one answers on (haar up --listen).
+
+Examples:
+  haar receive
+  haar migrate i-0123456789abcdef0 --to \"$(ssh root@other haar receive)\""
+    )]
+    Receive,
     /// Machine images: list, build, pull, import, remove
     #[command(
         after_help = "Examples:
@@ -397,6 +427,26 @@ Examples:
   haar account list
   haar account list --json | jq -r '.[].account_id'")]
     List(Output),
+}
+
+/// What to move, and where to.
+#[derive(Debug, Args)]
+pub struct Migrate {
+    /// The instance: i-…
+    #[arg(required_unless_present_any = ["list", "take_back"])]
+    pub instance: Option<String>,
+    /// The other daemon: its state folder, or an invitation
+    #[arg(long, value_name = "WHERE", requires = "instance", required_unless_present_any = ["list", "take_back"])]
+    pub to: Option<String>,
+    /// Print what becomes of it as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// List migrations of the last hour and those under way
+    #[arg(long, conflicts_with_all = ["instance", "take_back"])]
+    pub list: bool,
+    /// Let an instance run on here that was to be handed over: the other daemon does not have it, and never will
+    #[arg(long, value_name = "MIGRATION", conflicts_with = "instance")]
+    pub take_back: Option<String>,
 }
 
 /// What to do with images.

@@ -127,6 +127,20 @@ impl<'a> Client<'a> {
         serde_json::from_slice(&answer).map_err(|e| Error::Answer(e.to_string()))
     }
 
+    /// Asks the daemon for something of migrations, and returns its answer.
+    pub fn migrations(&self, what: &str, body: &serde_json::Value) -> Result<serde_json::Value> {
+        let request = self.request(Method::POST, &format!("/_haar/migrations/{what}"));
+        let request = request.header(ADMIN_HEADER, &self.daemon.admin_token);
+        let (status, answer) = self.send(finish(request, body.to_string().into()), PATIENCE)?;
+        let answer: serde_json::Value =
+            serde_json::from_slice(&answer).map_err(|e| Error::Answer(e.to_string()))?;
+        if status.is_success() {
+            return Ok(answer);
+        }
+        let message = answer["message"].as_str().map_or_else(|| format!("it said {status}"), str::to_owned);
+        Err(Error::Refused { message, hint: None })
+    }
+
     /// Carries out an EC2 operation and returns the XML of its answer.
     pub fn ec2(&self, keys: &Credentials, action: &str, parameters: &[(&str, &str)]) -> Result<String> {
         let mut body = format!("Action={action}&Version={EC2_VERSION}");

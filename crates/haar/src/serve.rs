@@ -30,6 +30,12 @@ use crate::state::{ADMIN_HEADER, StateDir, write_private};
 /// The QEMU program.
 const QEMU: &str = "qemu-system-x86_64";
 
+/// Where commands ask for migrations.
+const MIGRATIONS: &str = "/_haar/migrations/";
+
+/// The header of what two daemons know each other by.
+const PEER_HEADER: &str = "x-haar-migration-token";
+
 /// How much of an instance's console GetConsoleOutput gives ("GetConsoleOutput", EC2 API Reference).
 const CONSOLE_OUTPUT: u64 = 64 * 1024;
 
@@ -83,6 +89,7 @@ async fn serve(config: &Config) -> Result<()> {
     let sts = haar_iam::sts::Handlers::new(store.clone(), keyring.clone(), documents);
     let trail = Trail::open(&state.trail()).map_err(Error::io("open", state.trail()))?;
     let daemon = claim.announce(config, listen)?;
+    let account = keys.account_id.clone();
     let endpoint = Endpoint::new(
         haar_records::ec2::REGIONS.iter().map(|region| region.name),
         Arc::new(keyring.clone()),
@@ -95,6 +102,7 @@ async fn serve(config: &Config) -> Result<()> {
     .service(haar_ec2::model::Ec2Service(ec2))
     .service(haar_iam::iam::model::IamService(iam))
     .service(haar_iam::sts::model::StsService(sts))
+    .route("/_haar/migration/", peers(node.clone(), store.clone(), account, capacity))
     .route("/_haar/", admin(Admin { node: node.clone(), state, keyring, token: daemon.admin_token.clone() }));
     tracing::info!(endpoint = daemon.endpoint(), region = config.region, "haar {} answers", daemon.version);
     endpoint.serve(listener, stop).await;
@@ -162,6 +170,7 @@ async fn node_config(
         name: config.name.to_string(),
         public_pool: config.public_pool,
         account: keys.account_id.clone(),
+        migrate_on: config.listen.ip(),
         compute,
         sealer,
     }
@@ -400,6 +409,105 @@ fn admin(admin: Admin) -> RouteHandler {
     })
 }
 
+/// What other daemons ask that send guests.
+fn peers(node: Node, store: Store, account: String, capacity: haar_ec2::Capacity) -> RouteHandler {
+    Arc::new(move |request: Request<Bytes>| {
+        let (node, store, account) = (node.clone(), store.clone(), account.clone());
+        Box::pin(async move {
+            let header = request.headers().get(PEER_HEADER).and_then(|token| token.to_str().ok());
+            let token = header.unwrap_or_default().to_owned();
+            let what = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+            if what == "offer"
+                && node.is_invitation(&token)
+                && let Err(why) = make_room(&store, &account, capacity, request.body()).await
+            {
+                let refused = std::result::Result::<(), _>::Err(why);
+                return reply(StatusCode::OK, &serde_json::json!({"account": account, "result": refused}));
+            }
+            let (status, body) = node.answer_peer(&what, &token, request.into_body()).await;
+            reply(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), &body)
+        })
+    })
+}
+
+/// Makes the default VPC in the region that a guest comes from, as the first request there does, and sees whether there is room for it.
+async fn make_room(
+    store: &Store,
+    account: &str,
+    capacity: haar_ec2::Capacity,
+    offer: &[u8],
+) -> std::result::Result<(), String> {
+    #[derive(Deserialize)]
+    struct Offer {
+        bundle: Bundle,
+    }
+    #[derive(Deserialize)]
+    struct Bundle {
+        instance: haar_records::ec2::Instance,
+    }
+    let offer: Offer = serde_json::from_slice(offer).map_err(|e| format!("the offer cannot be read: {e}"))?;
+    let instance = &offer.bundle.instance;
+    let region = instance.region.as_str();
+    if !haar_records::ec2::REGIONS.iter().any(|known| known.name == region) {
+        return Err(format!("there is no region {region:?}"));
+    }
+    let hardware = haar_records::ec2::instance_type(&instance.spec.instance_type)
+        .ok_or_else(|| format!("there is no instance type {}", instance.spec.instance_type))?;
+    let scope = haar_ec2::Scope { account, region };
+    let wanted = haar_ec2::capacity::Wanted {
+        hardware,
+        zone: &instance.spec.availability_zone,
+        placement: &instance.spec.placement,
+    };
+    let room = store.transact(|tx| {
+        haar_ec2::defaults::make(tx, scope).map_err(haar_store::StoreError::from)?;
+        Ok::<_, haar_store::StoreError>(capacity.give(tx, scope, &wanted, 1, 1))
+    });
+    let room = room.await.map_err(|error| error.to_string())?;
+    room.map(drop).map_err(|error| format!("{}: {}", error.code, error.message))
+}
+
+fn reply(status: StatusCode, body: &serde_json::Value) -> Response<Body> {
+    let mut response = Response::new(Body::from(body.to_string()));
+    *response.status_mut() = status;
+    response
+}
+
+/// What a command asks to have moved.
+#[derive(Deserialize)]
+struct Move {
+    instance: String,
+    address: String,
+    invitation: String,
+}
+
+/// Carries out what commands ask of migrations: the path's rest and the body.
+async fn migrations(node: &Node, what: &str, body: &[u8]) -> Response<Body> {
+    let done = match what.split_once('/') {
+        None if what == "invite" => {
+            node.invite().map(|invitation| serde_json::json!({"invitation": invitation}))
+        }
+        None if what == "begin" => match serde_json::from_slice::<Move>(body) {
+            Ok(asked) => node
+                .migrate(&asked.instance, &asked.address, &asked.invitation)
+                .await
+                .map(|id| serde_json::json!({"id": id})),
+            Err(error) => {
+                let message = format!("the request cannot be read: {error}");
+                return reply(StatusCode::BAD_REQUEST, &serde_json::json!({"message": message}));
+            }
+        },
+        None if what == "list" => node.migration_status(None).map(|found| serde_json::json!(found)),
+        Some(("status", id)) => node.migration_status(Some(id)).map(|found| serde_json::json!(found)),
+        Some(("take-back", id)) => node.take_back(id).await.map(|()| serde_json::json!({})),
+        _ => return reply(StatusCode::NOT_FOUND, &serde_json::json!({"message": "there is nothing here"})),
+    };
+    match done {
+        Ok(body) => reply(StatusCode::OK, &body),
+        Err(error) => reply(StatusCode::CONFLICT, &serde_json::json!({"message": error.to_string()})),
+    }
+}
+
 struct Admin {
     node: Node,
     state: StateDir,
@@ -409,11 +517,7 @@ struct Admin {
 
 impl Admin {
     async fn answer(&self, request: &Request<Bytes>) -> Response<Body> {
-        let reply = |status, body: serde_json::Value| {
-            let mut response = Response::new(Body::from(body.to_string()));
-            *response.status_mut() = status;
-            response
-        };
+        let reply = |status, body: serde_json::Value| reply(status, &body);
         let message = |status, message: &str| reply(status, serde_json::json!({"message": message}));
         let given = request.headers().get(ADMIN_HEADER);
         let trusted = given.is_some_and(|given| given.as_bytes() == self.token.as_bytes());
@@ -423,9 +527,15 @@ impl Admin {
             }
             (_, path)
                 if !trusted
-                    && ["/_haar/accounts", "/_haar/guests", "/_haar/images", "/_haar/default-user/"]
-                        .iter()
-                        .any(|p| path.starts_with(p)) =>
+                    && [
+                        "/_haar/accounts",
+                        "/_haar/guests",
+                        "/_haar/images",
+                        "/_haar/default-user/",
+                        MIGRATIONS,
+                    ]
+                    .iter()
+                    .any(|p| path.starts_with(p)) =>
             {
                 return message(StatusCode::FORBIDDEN, "the token is missing or wrong");
             }
@@ -438,6 +548,9 @@ impl Admin {
                     Some(user) => reply(StatusCode::OK, serde_json::json!({"default_user": user})),
                     None => message(StatusCode::NOT_FOUND, "nothing is known of it"),
                 };
+            }
+            (&Method::POST, path) if path.starts_with(MIGRATIONS) => {
+                return migrations(&self.node, &path[MIGRATIONS.len()..], request.body()).await;
             }
             (&Method::POST, "/_haar/images/rescan") => {
                 self.node.rescan_images().await.map_err(|error| error.to_string())
@@ -507,6 +620,7 @@ pub fn teardown(config: &Config) -> Result<()> {
         name: config.name.to_string(),
         public_pool: config.public_pool,
         account: keys.account_id,
+        migrate_on: config.listen.ip(),
         compute: Compute::Simulated,
         sealer: ebs_sealer(&state)?,
     };

@@ -38,6 +38,17 @@ pub enum Error {
     /// The disk of a volume was found to be damaged, and nobody has asked to use it all the same.
     #[error("the disk of {0} is damaged: its input and output are disabled")]
     Damaged(String),
+    /// What was asked cannot be done, and nothing was changed.
+    #[error("{0}")]
+    Refused(String),
+    /// Another daemon does not answer.
+    #[error("no answer from the daemon at {address}: {reason}")]
+    Unreachable {
+        /// Host and port of its endpoint.
+        address: String,
+        /// What happened.
+        reason: String,
+    },
     /// A record that another one names is not there, or says what cannot be.
     #[error("{0}")]
     Inconsistent(String),

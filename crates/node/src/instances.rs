@@ -21,6 +21,7 @@ use time::OffsetDateTime;
 use crate::Error;
 use crate::backend::{Backend, Observation};
 use crate::host::Host;
+use crate::migrations::{holds_machine, is_leaving};
 use crate::snapshots::{LOOK_AGAIN, is_awaited, release as release_snapshots};
 
 /// A terminated instance stays visible for about an hour ("TerminateInstances", EC2 API reference).
@@ -49,6 +50,9 @@ const BOOT_GRACE: Duration = Duration::from_secs(300);
 
 /// How often is looked whether the snapshots that are taken while a guest is down are taken.
 const TAKES_SNAPSHOTS: Duration = Duration::from_millis(50);
+
+/// How often is looked whether a guest that is moving to another daemon has gone.
+const WHILE_LEAVING: Duration = Duration::from_secs(1);
 
 /// How often a guest that stands still because the host's disk is full is tried again.
 const RETRY_WRITE: Duration = Duration::from_secs(3);
@@ -225,6 +229,10 @@ impl<B: Backend> Instances<B> {
         }
         if let Some(until) = instance.status.interrupted_until {
             return self.come_back(instance, until).await;
+        }
+        if is_leaving(&self.store.snapshot(), &instance.account, &instance.region, &instance.id) {
+            // Its machine is not to be touched until it is gone, or stays.
+            return Ok(Action::RequeueAfter(WHILE_LEAVING));
         }
         match self.backend.observe(&instance.id).await? {
             Observation::Running => {
@@ -515,6 +523,9 @@ impl<B: Backend> Reconciler for Instances<B> {
 
     async fn reconcile(&self, key: &Key, entry: Option<Entry<Instance>>) -> Result<Action, Error> {
         let Some(instance) = entry else {
+            if holds_machine(&self.store.snapshot(), key.account(), key.region(), key.id()) {
+                return Ok(Action::Done);
+            }
             self.backend.power_off(key.id()).await?;
             self.count_lost(key.id(), true);
             return Ok(Action::Done);

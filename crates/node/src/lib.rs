@@ -13,6 +13,7 @@ mod host;
 mod images;
 mod instances;
 mod limits;
+mod migrations;
 mod network;
 mod picture;
 mod qemu;
@@ -21,27 +22,31 @@ mod simulated;
 mod snapshots;
 mod volumes;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use haar_core::reconcile;
 use haar_records::ec2::{
-    EbsSnapshot, Image, Instance, InternetGateway, NetworkInterface, RouteTable, SecurityGroup, Subnet,
-    Volume, Vpc,
+    EbsSnapshot, Image, Instance, InternetGateway, Migration, NetworkInterface, RouteTable, SecurityGroup,
+    Subnet, Volume, Vpc,
 };
 use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION};
 use haar_store::{Event, Key, Resource, Store};
+use hyper::body::Bytes;
 use ipnet::Ipv4Net;
 
 pub use directory::InstanceProfiles;
 pub use error::Error;
 pub use haar_guest::{Credentials, Profile, Role};
+pub use migrations::{MigrationStatus, Progress as MigrationProgress};
 pub use qemu::UEFI_FIRMWARE;
 
 use crate::host::Host;
 use crate::images::Images;
 use crate::instances::Instances;
+use crate::migrations::Migrations;
 use crate::network::{Network, Networks};
 use crate::qemu::Qemu;
 use crate::simulated::Simulated;
@@ -62,6 +67,8 @@ pub struct Config {
     pub public_pool: Ipv4Net,
     /// The account that owns the machine images of this host.
     pub account: String,
+    /// The address at which guests of other daemons arrive.
+    pub migrate_on: IpAddr,
     /// How instances are run.
     pub compute: Compute,
     /// Opens the default keys of accounts.
@@ -108,6 +115,7 @@ struct Inner {
     networks: Option<reconcile::Handle<Vpc>>,
     qemu: Option<Arc<Qemu>>,
     host: Host,
+    migrations: Option<(Arc<Migrations>, reconcile::Handle<Migration>)>,
 }
 
 impl Config {
@@ -179,6 +187,7 @@ impl Node {
                     networks: None,
                     qemu: None,
                     host,
+                    migrations: None,
                 }
             }
             Compute::Qemu { binary, accel } => {
@@ -191,6 +200,18 @@ impl Node {
                     network.clone(),
                     store.clone(),
                 )?);
+                let migrations = Migrations::new(&config, store.clone(), qemu.clone(), network.clone());
+                migrations.give_up_stale().await?;
+                let moving = reconcile::start(
+                    &store,
+                    migrations::Reconcile(migrations.clone()),
+                    reconcile::Options {
+                        concurrency: 8,
+                        backoff: Duration::from_millis(200),
+                        max_backoff: Duration::from_secs(5),
+                        ..Default::default()
+                    },
+                )?;
                 let instances = reconcile::start(
                     &store,
                     Instances::new(store.clone(), qemu.clone(), host.clone()),
@@ -224,6 +245,7 @@ impl Node {
                     networks: Some(networks),
                     qemu: Some(qemu),
                     host,
+                    migrations: Some((migrations, moving)),
                 }
             }
         };
@@ -398,8 +420,67 @@ impl Node {
         }
     }
 
+    fn migrations(&self) -> Result<&Migrations, Error> {
+        let migrations = self.inner.migrations.as_ref().map(|(migrations, _)| &**migrations);
+        migrations.ok_or_else(|| Error::Refused("simulated instances cannot move".into()))
+    }
+
+    /// Makes an invitation for one guest of another daemon.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where no guests run.
+    pub fn invite(&self) -> Result<String, Error> {
+        Ok(self.migrations()?.invite())
+    }
+
+    /// Whether a token is an invitation that is good.
+    #[must_use]
+    pub fn is_invitation(&self, token: &str) -> bool {
+        self.migrations().is_ok_and(|migrations| migrations.invitation(token).is_some())
+    }
+
+    /// Begins to move a running instance to another daemon, by the address of its endpoint and its invitation, and gives the migration's
+    /// id. It goes on by itself.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the instance cannot move.
+    pub async fn migrate(&self, instance: &str, address: &str, invitation: &str) -> Result<String, Error> {
+        self.migrations()?.begin(instance, address, invitation).await
+    }
+
+    /// What is known of a migration, or of all.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where no guests run.
+    pub fn migration_status(&self, id: Option<&str>) -> Result<Vec<MigrationStatus>, Error> {
+        Ok(self.migrations()?.status(id))
+    }
+
+    /// Takes back a guest whose receiving daemon will never say whether it has it.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the migration is not at that point.
+    pub async fn take_back(&self, migration: &str) -> Result<(), Error> {
+        self.migrations()?.take_back(migration).await
+    }
+
+    /// Answers another daemon: the HTTP status and the body.
+    pub async fn answer_peer(&self, what: &str, token: &str, body: Bytes) -> (u16, serde_json::Value) {
+        let Some((migrations, _)) = &self.inner.migrations else {
+            return (404, serde_json::json!({ "message": "no guests run here" }));
+        };
+        // It goes on to its end even if the other daemon goes away.
+        let (migrations, what, token) = (migrations.clone(), what.to_owned(), token.to_owned());
+        let answer = tokio::spawn(async move { migrations.answer(&what, &token, &body).await });
+        answer.await.unwrap_or_else(|error| (500, serde_json::json!({ "message": error.to_string() })))
+    }
+
     /// Ends the reconcilers. What runs, runs on.
     pub async fn stop(&self) {
+        if let Some((migrations, moving)) = &self.inner.migrations {
+            migrations.stop();
+            moving.stop(STOP_GRACE).await;
+        }
         if let Some(networks) = &self.inner.networks {
             networks.stop(STOP_GRACE).await;
         }
@@ -426,6 +507,7 @@ fn follow_vpc_parts(networks: &reconcile::Handle<Vpc>) -> Result<(), Error> {
     networks.follow::<Subnet>(|event| keys(event, |r| Some(r.vpc_id.clone())))?;
     networks.follow::<RouteTable>(|event| keys(event, |r| Some(r.vpc_id.clone())))?;
     networks.follow::<InternetGateway>(|event| keys(event, |r| r.vpc_id.clone()))?;
+    networks.follow::<Migration>(|event| keys(event, |r| Some(r.vpc_id.clone())))?;
     networks.follow::<Instance>(|event| keys(event, |r| Some(r.spec.vpc_id.clone())))?;
     Ok(())
 }

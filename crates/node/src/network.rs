@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use haar_core::reconcile::{Action, Failure, Reconciler};
 use haar_guest::{CancellationToken, DnsServer, Forwarder, TokenKey, Zone};
-use haar_net::{GroupSpec, InterfaceSpec, Peer, Ports, Protocol, Rule, VpcSpec};
+use haar_net::{GroupSpec, InterfaceSpec, Peer, Ports, Protocol, Rule, Transit, VpcSpec};
 use haar_records::ec2::{
-    Instance, InstanceState, InternetGateway, NetworkInterface, RouteTarget, RuleTarget, SecurityGroup,
-    Subnet, Vpc, instance_type,
+    Instance, InstanceState, InternetGateway, Migration, MigrationPhase, NetworkInterface, RouteTarget,
+    RuleTarget, SecurityGroup, Subnet, Vpc, instance_type,
 };
 use haar_store::{Entry, Key, Resource, Snapshot, Store};
 use ipnet::Ipv4Net;
@@ -58,6 +58,11 @@ impl Network {
             vpcs: Mutex::default(),
             store,
         })
+    }
+
+    /// The host's address on every uplink.
+    pub(crate) fn host_address(&self) -> Ipv4Addr {
+        self.driver.host_address()
     }
 
     pub(crate) fn namespace(&self, vpc_id: &str) -> PathBuf {
@@ -132,6 +137,29 @@ impl Network {
         Ok(stop)
     }
 
+    /// The connections of interfaces with what lies beyond the internet gateway, as [`Network::track`] takes them. Without them a guest
+    /// that moves keeps those that its groups would let begin.
+    pub(crate) async fn connections(&self, interfaces: &[NetworkInterface]) -> String {
+        let mut all = Vec::new();
+        for interface in interfaces.iter().filter(|interface| interface.public_address.is_some()) {
+            match self.driver.connections(&interface.vpc_id, interface.private_ip).await {
+                Ok(found) => all.extend(found),
+                Err(error) => {
+                    tracing::warn!(interface = interface.id, %error, "its connections are not known")
+                }
+            }
+        }
+        serde_json::to_string(&all).unwrap_or_default()
+    }
+
+    /// Has a VPC's network know connections of a guest that comes here.
+    pub(crate) async fn track(&self, vpc_id: &str, connections: &str) {
+        let connections = serde_json::from_str::<Vec<haar_net::Connection>>(connections).unwrap_or_default();
+        if let Err(error) = self.driver.track(vpc_id, connections).await {
+            tracing::warn!(vpc = vpc_id, %error, "connections of a guest that comes here are not known");
+        }
+    }
+
     /// Whether the guest behind an interface answers an ARP request.
     pub(crate) async fn reachable(&self, instance: &Instance) -> Result<bool, Error> {
         let snapshot = self.store.snapshot();
@@ -203,6 +231,24 @@ fn plan(snapshot: &Snapshot, vpc: &Vpc) -> Result<Plan, Error> {
         }
         instances.push(Arc::new(directory::instance(snapshot, record, cidr)?));
     }
+    // So do those of guests that are on their way.
+    for migration in snapshot.by_index::<Migration>(account, region, "vpc", &vpc.id) {
+        let transit = match migration.phase {
+            MigrationPhase::Receiving => Transit::Arriving,
+            MigrationPhase::HandingOver => Transit::Leaving,
+            _ => continue,
+        };
+        for eni in &migration.bundle.interfaces {
+            let link = interface(&migration.bundle.instance, eni)?;
+            spec.interfaces.push(InterfaceSpec { transit, ..link });
+        }
+        // Groups that come with the guest have no record yet.
+        for group in &migration.bundle.groups {
+            if snapshot.get::<SecurityGroup>(account, region, &group.id).is_none() {
+                spec.groups.push(group_spec(group)?);
+            }
+        }
+    }
     for group in snapshot.by_index::<SecurityGroup>(account, region, "vpc", &vpc.id) {
         spec.groups.push(group_spec(group)?);
     }
@@ -230,6 +276,8 @@ fn interface(instance: &Instance, eni: &NetworkInterface) -> Result<InterfaceSpe
         mac: mac(eni)?,
         private_ip: eni.private_ip,
         public_ip: eni.public_address.as_ref().map(|address| address.ip),
+        foreign_host: eni.public_address.as_ref().and_then(|address| address.foreign_host),
+        transit: Transit::None,
         groups: eni.groups.clone(),
         source_dest_check: eni.source_dest_check,
         bandwidth_mbps: instance_type(&instance.spec.instance_type).map(|t| t.network_peak_mbps),

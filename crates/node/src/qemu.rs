@@ -1,6 +1,8 @@
 //! Instances as virtual machines.
 
 use std::collections::{BTreeSet, HashMap};
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -8,18 +10,18 @@ use haar_core::Sealer;
 use haar_core::reconcile::Handle;
 use haar_image::ImageId;
 use haar_records::ec2::{
-    BootMode, CpuOptions, EbsDefaults, EbsKey, EbsSnapshot, Encryption, ImageBoot, Instance, InstanceState,
-    NetworkInterface, Volume, VolumeShape, instance_type,
+    BootMode, Bundle, CpuOptions, EbsDefaults, EbsKey, EbsSnapshot, Encryption, ImageBoot, Instance,
+    InstanceState, NetworkInterface, Volume, VolumeShape, instance_type,
 };
 use haar_store::Store;
-use haar_vm::{Boot, Disk, DiskFormat, DiskKey, DiskLayer, Nic, Overlay, RunState, Spec, Vm};
+use haar_vm::{Boot, Disk, DiskFormat, DiskKey, DiskLayer, Nic, Overlay, RunState, Spec, Sync, Vm};
 
 use crate::backend::{Backend, Observation};
 use crate::blocks::{self, Sessions};
 use crate::directory::MTU;
 use crate::network::{self, Network};
 use crate::reserve::Reserve;
-use crate::{Config, Error, limits};
+use crate::{Config, Error, limits, migrations};
 
 /// Firmware for machines that boot through UEFI (package `ovmf`): its code, and empty variables, of which each machine gets a copy.
 pub const UEFI_FIRMWARE: [&str; 2] = ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"];
@@ -27,11 +29,11 @@ pub const UEFI_FIRMWARE: [&str; 2] = ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/s
 /// Runs instances under QEMU.
 pub(crate) struct Qemu {
     store: Store,
-    vms: haar_vm::Driver,
-    volumes: haar_volume::Driver,
-    images: haar_image::Library,
+    pub(crate) vms: haar_vm::Driver,
+    pub(crate) volumes: haar_volume::Driver,
+    pub(crate) images: haar_image::Library,
     network: Arc<Network>,
-    console_dir: PathBuf,
+    pub(crate) console_dir: PathBuf,
     firmware_dir: PathBuf,
     reserve: Reserve,
     sealer: Sealer,
@@ -85,7 +87,7 @@ impl Qemu {
     }
 
     /// The instance's machine, adopted if an earlier daemon started it.
-    async fn machine(&self, instance_id: &str) -> Result<Option<Vm>, Error> {
+    pub(crate) async fn machine(&self, instance_id: &str) -> Result<Option<Vm>, Error> {
         if let Some(vm) = self.watched().get(instance_id) {
             return Ok(Some(vm.clone()));
         }
@@ -150,7 +152,7 @@ impl Qemu {
         Ok(disks)
     }
 
-    async fn library_image(&self, image_id: &str) -> Result<haar_image::Image, Error> {
+    pub(crate) async fn library_image(&self, image_id: &str) -> Result<haar_image::Image, Error> {
         let (library, image_id) = (self.images.clone(), image_id.to_owned());
         let image = tokio::task::spawn_blocking(move || library.get(&image_id.parse::<ImageId>()?)).await;
         Ok(image.map_err(|error| Error::Inconsistent(error.to_string()))??)
@@ -338,14 +340,95 @@ impl Qemu {
 
     fn nics(&self, instance: &Instance) -> Result<Vec<Nic>, Error> {
         let snapshot = self.store.snapshot();
-        let nic = |id: &String| {
+        let of = |id: &String| {
             let eni = snapshot
                 .get::<NetworkInterface>(&instance.account, &instance.region, id)
                 .ok_or_else(|| Self::inconsistent(instance, format!("{id} has no record")))?;
-            let ifname = haar_net::interface_name(id);
-            Ok(Nic { id: id.clone(), ifname, mac: network::mac(&eni)?, mtu: MTU })
+            nic(&eni)
         };
-        instance.spec.network_interfaces.iter().map(nic).collect()
+        instance.spec.network_interfaces.iter().map(of).collect()
+    }
+
+    /// What runs guests.
+    pub(crate) fn accelerator(&self) -> String {
+        self.vms.accel().to_string()
+    }
+
+    /// Makes the disks that those of a guest that arrives are copied to.
+    pub(crate) async fn make_arriving_disks(
+        &self,
+        disks: Vec<(String, u64, Sync)>,
+        image: Option<&haar_image::Image>,
+    ) -> Result<(), Error> {
+        for (id, bytes, sync) in &disks {
+            // Nobody has it: there is no record of it.
+            self.volumes.remove(id)?;
+            match (sync, image) {
+                (Sync::Top, Some(image)) => {
+                    let format = haar_volume::Format::Qcow2;
+                    self.volumes.create_overlay(id, &image.root_disk(), format, *bytes).await?;
+                }
+                (Sync::Top, None) => {
+                    return Err(Error::Inconsistent(format!("{id} stands on an image that is not named")));
+                }
+                (Sync::Full, _) => drop(self.volumes.create_empty(id, *bytes).await?),
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts a machine that waits for a guest.
+    pub(crate) async fn receive(
+        &self,
+        bundle: &Bundle,
+        layout: &haar_vm::Layout,
+        console: &str,
+    ) -> Result<Vm, Error> {
+        let instance = &bundle.instance;
+        let log = self.console_dir.join(format!("{}.log", instance.id));
+        let mut options = std::fs::OpenOptions::new();
+        let file = options.write(true).create(true).truncate(true).mode(0o600).open(&log);
+        file.and_then(|mut file| file.write_all(console.as_bytes()))
+            .map_err(Error::io(format!("write {}", log.display())))?;
+        let disks = bundle.volumes.iter().map(|volume| self.disk(volume)).collect::<Result<_, _>>()?;
+        let nics = bundle.interfaces.iter().map(nic).collect::<Result<_, _>>()?;
+        let spec = self.spec(instance, disks, nics).await?;
+        let spec = Spec { display: layout.display, hotplug: layout.hotplug, ..spec };
+        let vm = self.vms.receive(&spec, layout).await?;
+        self.watched().remove(&instance.id);
+        self.watch(&vm);
+        Ok(vm)
+    }
+
+    /// Removes machine, disks and all else of a guest that is not here, or not any more.
+    pub(crate) async fn clear(&self, bundle: &Bundle) -> Result<(), Error> {
+        self.power_off(&bundle.instance.id).await?;
+        for volume in &bundle.volumes {
+            self.volumes.remove(&volume.id)?;
+        }
+        self.forget(&bundle.instance.id).await
+    }
+
+    async fn spec(&self, instance: &Instance, disks: Vec<Disk>, nics: Vec<Nic>) -> Result<Spec, Error> {
+        let hardware = instance_type(&instance.spec.instance_type)
+            .ok_or_else(|| Self::inconsistent(instance, "its instance type is unknown"))?;
+        let cpu = instance.cpu_options();
+        // Emulated processors that have threads are slower: they are for those who ask.
+        let threads = instance.spec.cpu_options.is_some() || self.vms.accel() == haar_vm::Accel::Kvm;
+        Ok(Spec {
+            id: instance.id.clone(),
+            instance_type: instance.spec.instance_type.clone(),
+            vcpus: cpu.map_or(hardware.vcpus(), CpuOptions::vcpus),
+            threads_per_core: if threads { cpu.map_or(1, |cpu| cpu.threads_per_core) } else { 1 },
+            memory_mib: hardware.memory_mib,
+            boot: self.boot(instance).await?,
+            disks,
+            nics,
+            netns: Some(self.network.namespace(&instance.spec.vpc_id)),
+            console_log: self.console_dir.join(format!("{}.log", instance.id)),
+            hotplug: true,
+            display: true,
+        })
     }
 
     async fn boot(&self, instance: &Instance) -> Result<Boot, Error> {
@@ -405,8 +488,9 @@ impl Qemu {
         let runs = |instance: &Instance| {
             !matches!(instance.status.state, InstanceState::Stopped | InstanceState::Terminated)
         };
-        let instances: BTreeSet<_> =
-            snapshot.list_all::<Instance>().filter(|i| runs(i)).map(|i| i.id.clone()).collect();
+        let moving = || migrations::holding(&snapshot);
+        let instances = snapshot.list_all::<Instance>().filter(|i| runs(i)).map(|i| i.id.clone());
+        let instances: BTreeSet<_> = instances.chain(moving().map(|m| m.instance_id.clone())).collect();
         for id in machines.iter().filter(|id| !instances.contains(*id)) {
             tracing::info!(instance = id, "removing a machine that no record asks for");
             if let Err(error) = self.vms.remove(id).await {
@@ -415,7 +499,8 @@ impl Qemu {
         }
         let volumes = snapshot.list_all::<Volume>().map(|volume| volume.id.clone());
         let snapshots = snapshot.list_all::<EbsSnapshot>().map(|snapshot| snapshot.id.clone());
-        let known: BTreeSet<_> = volumes.chain(snapshots).collect();
+        let moving = moving().flat_map(|m| m.bundle.volumes.iter().map(|volume| volume.id.clone()));
+        let known: BTreeSet<_> = volumes.chain(snapshots).chain(moving).collect();
         for id in disks.iter().filter(|id| !known.contains(*id)) {
             tracing::info!(volume = id, "removing a disk without a record");
             if let Err(error) = self.volumes.remove(id) {
@@ -437,28 +522,9 @@ impl Backend for Qemu {
             }
             self.power_off(&instance.id).await?;
         }
-        let hardware = instance_type(&instance.spec.instance_type)
-            .ok_or_else(|| Self::inconsistent(instance, "its instance type is unknown"))?;
-        let boot = self.boot(instance).await?;
         let _started = self.layering.read().await;
         let (disks, ()) = tokio::try_join!(self.disks(instance), self.sync_network(instance))?;
-        let cpu = instance.cpu_options();
-        // Emulated processors that have threads are slower: they are for those who ask.
-        let threads = instance.spec.cpu_options.is_some() || self.vms.accel() == haar_vm::Accel::Kvm;
-        let spec = Spec {
-            id: instance.id.clone(),
-            instance_type: instance.spec.instance_type.clone(),
-            vcpus: cpu.map_or(hardware.vcpus(), CpuOptions::vcpus),
-            threads_per_core: if threads { cpu.map_or(1, |cpu| cpu.threads_per_core) } else { 1 },
-            memory_mib: hardware.memory_mib,
-            boot,
-            disks,
-            nics: self.nics(instance)?,
-            netns: Some(self.network.namespace(&instance.spec.vpc_id)),
-            console_log: self.console_dir.join(format!("{}.log", instance.id)),
-            hotplug: true,
-            display: true,
-        };
+        let spec = self.spec(instance, disks, self.nics(instance)?).await?;
         let vm = match self.vms.start(&spec).await {
             Err(haar_vm::Error::Conflict { .. }) => {
                 // A half-made machine of an earlier specification.
@@ -475,6 +541,7 @@ impl Backend for Qemu {
         let Some(vm) = self.machine(instance_id).await? else { return Ok(Observation::Absent) };
         Ok(match vm.state() {
             RunState::Running => Observation::Running,
+            RunState::Paused if vm.is_held() => Observation::Running,
             RunState::Paused => {
                 vm.resume().await?;
                 Observation::Running
@@ -662,6 +729,12 @@ impl Backend for Qemu {
         }
         Ok(())
     }
+}
+
+/// An interface as a device of a machine.
+fn nic(eni: &NetworkInterface) -> Result<Nic, Error> {
+    let ifname = haar_net::interface_name(&eni.id);
+    Ok(Nic { id: eni.id.clone(), ifname, mac: network::mac(eni)?, mtu: MTU })
 }
 
 /// The size of a volume in bytes.

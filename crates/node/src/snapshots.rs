@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 
 use crate::Error;
 use crate::backend::Backend;
+use crate::migrations::is_leaving;
 
 /// How soon is looked again whether what stands in the way of a snapshot's or volume's removal is done.
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -122,6 +123,12 @@ impl<B: Backend> Snapshots<B> {
     async fn take(&self, asked: &EbsSnapshot) -> Result<Action, Error> {
         let records = self.store.snapshot();
         let (account, region) = (&asked.account, &asked.region);
+        let volume = records.get::<Volume>(account, region, &asked.volume_id);
+        let instance = volume.and_then(|volume| Some(volume.attachments.first()?.instance_id.clone()));
+        if instance.is_some_and(|instance| is_leaving(&records, account, region, &instance)) {
+            // It stays, because a snapshot is asked for.
+            return Ok(Action::RequeueAfter(LOOK_AGAIN));
+        }
         let mut set: Vec<EbsSnapshot> = asked
             .set
             .iter()

@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 
 use crate::Error;
 use crate::backend::Backend;
+use crate::migrations::is_leaving;
 use crate::snapshots::{LOOK_AGAIN, is_awaited};
 
 pub(crate) struct Volumes<B> {
@@ -46,6 +47,15 @@ impl<B: Backend> Volumes<B> {
     async fn modify(&self, volume: &Volume, seen: &VolumeModification) -> Result<Action, Error> {
         if seen.state == ModificationState::Modifying && is_awaited(&self.store.snapshot(), volume) {
             // The layer that is being made has the present size.
+            return Ok(Action::RequeueAfter(LOOK_AGAIN));
+        }
+        let (account, region) = (&volume.account, &volume.region);
+        if volume
+            .attachments
+            .iter()
+            .any(|a| is_leaving(&self.store.snapshot(), account, region, &a.instance_id))
+        {
+            // It stays, because its disk is to be modified.
             return Ok(Action::RequeueAfter(LOOK_AGAIN));
         }
         let next = match self.backend.modify_disk(volume, &seen.target).await {

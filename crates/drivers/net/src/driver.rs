@@ -10,11 +10,14 @@ use ipnet::Ipv4Net;
 use serde::Deserialize;
 
 use crate::names::{interface_name, uplink_name, valid_id};
-use crate::spec::{InterfaceSpec, VpcSpec};
-use crate::{Error, arp, command, namespace, ruleset};
+use crate::spec::{InterfaceSpec, Transit, VpcSpec};
+use crate::{Connection, Error, arp, command, conntrack, namespace, ruleset};
 
 /// The namespace's end of the veth pair to the host.
 pub(crate) const UPLINK: &str = "uplink";
+
+/// The address of every tap's own end. Guests take it for that of every other address; they find the same where they move to.
+const TAP_MAC: &str = "02:68:61:61:72:01";
 
 /// The metadata service, and the resolver's address that does not depend on the VPC.
 const SERVICE_ADDRESSES: [Ipv4Addr; 2] =
@@ -48,7 +51,8 @@ struct Applied {
     /// The namespace, its uplink and its own addresses are as asked for.
     base: Option<(Ipv4Net, Vec<Ipv4Net>, bool)>,
     interfaces: BTreeMap<String, InterfaceSpec>,
-    public: BTreeSet<Ipv4Addr>,
+    /// Public addresses that are routed here, and those of the host that foreign ones are reached from.
+    routes: Option<(BTreeSet<Ipv4Addr>, BTreeSet<Ipv4Addr>)>,
     rules: String,
 }
 
@@ -188,6 +192,24 @@ impl Driver {
     }
 
     /// Runs blocking work that goes on to its end even when the caller stops waiting.
+    /// The connections of a guest, by its private address, with what lies beyond the internet gateway.
+    ///
+    /// # Errors
+    /// [`Error::NoNamespace`]; what the system said.
+    pub async fn connections(&self, vpc_id: &str, private_ip: Ipv4Addr) -> Result<Vec<Connection>, Error> {
+        let name = self.inner.namespace_name(vpc_id);
+        self.blocking(move |_| namespace::within(&name, || conntrack::of(private_ip))).await
+    }
+
+    /// Has a VPC's network know connections of a guest that moves here, so that they go on.
+    ///
+    /// # Errors
+    /// [`Error::NoNamespace`]; what the system said.
+    pub async fn track(&self, vpc_id: &str, connections: Vec<Connection>) -> Result<(), Error> {
+        let name = self.inner.namespace_name(vpc_id);
+        self.blocking(move |_| namespace::within(&name, || conntrack::track(&connections))).await
+    }
+
     async fn blocking<R: Send + 'static>(
         &self,
         work: impl FnOnce(&Inner) -> Result<R, Error> + Send + 'static,
@@ -292,8 +314,10 @@ impl Inner {
         let Config { name, public_pool } = &self.config;
         command::nft(&format!(
             "table inet {name}\ndelete table inet {name}\ntable inet {name} {{\n \
+             set foreign {{ type ipv4_addr; }}\n \
              chain postrouting {{\n  type nat hook postrouting priority srcnat;\n  \
-             ip saddr {public_pool} ip daddr != {public_pool} masquerade\n }}\n}}\n"
+             ip saddr {public_pool} ip daddr != {public_pool} masquerade\n  \
+             ip saddr @foreign oifname != \"hv*\" masquerade\n }}\n}}\n"
         ))?;
         *done = true;
         Ok(())
@@ -343,31 +367,61 @@ impl Inner {
 
     /// Routes the public addresses of the VPC's interfaces to its uplink.
     fn sync_public_routes(&self, vpc: &VpcSpec, applied: &mut Applied) -> Result<(), Error> {
-        let wanted: BTreeSet<Ipv4Addr> = if vpc.internet_gateway {
-            vpc.interfaces.iter().filter_map(|interface| interface.public_ip).collect()
-        } else {
-            BTreeSet::new()
+        let addresses = |transit: Transit| -> BTreeMap<Ipv4Addr, Option<Ipv4Addr>> {
+            let of = vpc.interfaces.iter().filter(|i| vpc.internet_gateway && i.transit == transit);
+            of.filter_map(|interface| Some((interface.public_ip?, interface.foreign_host))).collect()
         };
+        let (wanted, leaving) = (addresses(Transit::None), addresses(Transit::Leaving));
+        let public: BTreeSet<Ipv4Addr> = wanted.keys().chain(leaving.keys()).copied().collect();
+        let hosts: BTreeSet<Ipv4Addr> = wanted.values().chain(leaving.values()).copied().flatten().collect();
+        let routes = Some((public, hosts));
+        if applied.routes == routes {
+            return Ok(());
+        }
+        // After a failure, what is there is looked up again.
+        applied.routes = None;
+        let Some((public, hosts)) = &routes else { return Ok(()) };
         let host_name = uplink_name(&vpc.id);
         let pool = u32::from(self.config.public_pool.network());
         let (host_end, vpc_end) = (Ipv4Addr::from(pool + 1), Ipv4Addr::from(pool + 2));
-        if applied.public.is_empty() && vpc.internet_gateway {
-            applied.public = routed_addresses(&host_name)?;
-        }
-        let mut batch = String::new();
-        for address in applied.public.difference(&wanted) {
+        // Another daemon may have taken an address over, so that what is there is looked up.
+        let present = if vpc.internet_gateway { routed_addresses(&host_name)? } else { BTreeSet::new() };
+        let known =
+            if vpc.internet_gateway { local_addresses_of(&host_name, host_end)? } else { BTreeSet::new() };
+        let (mut batch, mut rules) = (String::new(), String::new());
+        let table = &self.config.name;
+        for address in present.difference(public) {
             let _ = writeln!(batch, "route delete {address}/32 dev {host_name}");
+            if !self.config.public_pool.contains(address) {
+                // Added, so that it is there to be deleted.
+                let _ = writeln!(rules, "add element inet {table} foreign {{ {address} }}");
+                let _ = writeln!(rules, "delete element inet {table} foreign {{ {address} }}");
+            }
         }
-        for address in wanted.difference(&applied.public) {
-            let _ = writeln!(
-                batch,
-                "route replace {address}/32 via {vpc_end} dev {host_name} src {host_end} onlink"
-            );
+        for host in hosts.difference(&known) {
+            let _ = writeln!(batch, "address replace {host}/32 dev {host_name}");
         }
-        let result = command::ip(&batch);
-        // After a failure, what is there is read again.
-        applied.public = if result.is_ok() { wanted } else { BTreeSet::new() };
-        result
+        for (address, host) in &wanted {
+            let host = host.unwrap_or(host_end);
+            if !present.contains(address) {
+                let _ = writeln!(
+                    batch,
+                    "route replace {address}/32 via {vpc_end} dev {host_name} src {host} onlink"
+                );
+            }
+            if !self.config.public_pool.contains(address) {
+                let _ = writeln!(rules, "add element inet {table} foreign {{ {address} }}");
+            }
+        }
+        for host in known.difference(hosts) {
+            let _ = writeln!(batch, "address delete {host}/32 dev {host_name}");
+        }
+        command::ip(&batch)?;
+        if !rules.is_empty() {
+            command::nft(&rules)?;
+        }
+        applied.routes = routes;
+        Ok(())
     }
 }
 
@@ -437,7 +491,7 @@ fn sync_interfaces(vpc: &VpcSpec, name: &str, applied: &mut Applied) -> Result<(
             let mac = interface.mac.map(|byte| format!("{byte:02x}")).join(":");
             let _ = write!(
                 links,
-                "link set {tap} alias {id} up\nroute replace {private_ip}/32 dev {tap}\n\
+                "link set {tap} address {TAP_MAC} alias {id} up\nroute replace {private_ip}/32 dev {tap}\n\
                  neighbour replace {private_ip} lladdr {mac} dev {tap} nud permanent\n"
             );
             if let Some(mbps) = interface.bandwidth_mbps {
@@ -503,6 +557,25 @@ fn routed_addresses(host_name: &str) -> Result<BTreeSet<Ipv4Addr>, Error> {
     let routes: Vec<RouteEntry> =
         parse("ip", &command::run("ip", &["-json", "route", "show", "dev", host_name], "")?)?;
     Ok(routes.iter().filter_map(|route| route.dst.parse().ok()).collect())
+}
+
+#[derive(Deserialize)]
+struct LinkAddresses {
+    #[serde(default)]
+    addr_info: Vec<LinkAddress>,
+}
+
+#[derive(Deserialize)]
+struct LinkAddress {
+    local: Option<Ipv4Addr>,
+}
+
+/// The host's addresses on an uplink, but for the one that every uplink has.
+fn local_addresses_of(host_name: &str, host_end: Ipv4Addr) -> Result<BTreeSet<Ipv4Addr>, Error> {
+    let links: Vec<LinkAddresses> =
+        parse("ip", &command::run("ip", &["-json", "-4", "address", "show", "dev", host_name], "")?)?;
+    let addresses = links.into_iter().flat_map(|link| link.addr_info).filter_map(|address| address.local);
+    Ok(addresses.filter(|address| *address != host_end).collect())
 }
 
 fn parse<T: serde::de::DeserializeOwned>(tool: &'static str, json: &str) -> Result<Vec<T>, Error> {

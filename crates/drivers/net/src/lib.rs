@@ -25,6 +25,7 @@
 
 mod arp;
 mod command;
+mod conntrack;
 mod driver;
 mod error;
 mod names;
@@ -32,7 +33,8 @@ mod namespace;
 mod ruleset;
 mod spec;
 
+pub use conntrack::Connection;
 pub use driver::{Config, Driver};
 pub use error::Error;
 pub use names::{interface_name, uplink_name};
-pub use spec::{GroupSpec, InterfaceSpec, Peer, Ports, Protocol, Rule, VpcSpec};
+pub use spec::{GroupSpec, InterfaceSpec, Peer, Ports, Protocol, Rule, Transit, VpcSpec};

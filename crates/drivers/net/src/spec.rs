@@ -32,12 +32,29 @@ pub struct InterfaceSpec {
     pub private_ip: Ipv4Addr,
     /// The public address that stands for it beyond the internet gateway.
     pub public_ip: Option<Ipv4Addr>,
+    /// The host's address that its connections to the public address come from, where that is not of this driver's pool: a guest that
+    /// moved here has it.
+    pub foreign_host: Option<Ipv4Addr>,
+    /// Whether the guest is moving.
+    pub transit: Transit,
     /// Security groups, `sg-…`.
     pub groups: Vec<String>,
     /// Whether packets whose source is not the interface's own are dropped.
     pub source_dest_check: bool,
     /// Limit to either direction in Mbit/s.
     pub bandwidth_mbps: Option<u64>,
+}
+
+/// Where a guest is that moves, as far as the way to its public address goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Transit {
+    /// It does not move: the way leads here.
+    #[default]
+    None,
+    /// It is not here yet: no way leads here.
+    Arriving,
+    /// It may be gone already: the way is left as it is.
+    Leaving,
 }
 
 /// A security group.

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use haar_net::{
-    Config, Driver, GroupSpec, InterfaceSpec, Peer, Ports, Protocol, Rule, VpcSpec, interface_name,
+    Config, Driver, GroupSpec, InterfaceSpec, Peer, Ports, Protocol, Rule, Transit, VpcSpec, interface_name,
 };
 use nix::sched::{CloneFlags, setns};
 
@@ -89,6 +89,8 @@ impl Bed {
             mac: [6, 0, 0, 0, 0, u8::try_from(n).unwrap()],
             private_ip: address(n),
             public_ip: public.then(|| self.public(n)),
+            foreign_host: None,
+            transit: Transit::None,
             groups: vec![self.group()],
             source_dest_check: true,
             bandwidth_mbps: None,

@@ -7,8 +7,9 @@ use std::path::Path;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::migrate::Place;
 use crate::probe::Accel;
-use crate::{Boot, Disk, Error, Nic, Spec, disks};
+use crate::{Boot, Disk, Error, Layout, Nic, Spec, disks};
 
 /// File descriptors that the QEMU process inherits.
 pub(crate) struct Inherited {
@@ -26,10 +27,15 @@ pub(crate) struct Inherited {
 /// small instances; Linux with systemd fills about a hundred.
 pub(crate) const TCG_CACHE_MIB: u64 = 256;
 
-/// The command line, without the program's name.
+/// The command line, without the program's name. With a layout, that of a machine that waits for a guest to arrive.
 ///
 /// Options stay within what QEMU 7.2 (Debian 12) knows.
-pub(crate) fn args(spec: &Spec, accel: Accel, fds: &Inherited) -> Result<Vec<OsString>, Error> {
+pub(crate) fn args(
+    spec: &Spec,
+    accel: Accel,
+    fds: &Inherited,
+    layout: Option<&Layout>,
+) -> Result<Vec<OsString>, Error> {
     let mut args = Args(Vec::new());
     args.add("-name", format!("haar-{},debug-threads=on", spec.id));
     args.flag("-no-user-config");
@@ -39,7 +45,8 @@ pub(crate) fn args(spec: &Spec, accel: Accel, fds: &Inherited) -> Result<Vec<OsS
     // A guest that powers off or panics leaves QEMU paused, to be read by whoever comes next.
     args.add("-action", "shutdown=pause,panic=pause,reboot=reset");
 
-    let mut machine = "q35,usb=off,vmport=off,dump-guest-core=off".to_owned();
+    let model = layout.map_or("q35", |layout| &layout.machine);
+    let mut machine = format!("{model},usb=off,vmport=off,dump-guest-core=off");
     if let Boot::Uefi { code, vars } = &spec.boot {
         args.json("-blockdev", &pflash("uefi-code", code, true)?);
         args.json("-blockdev", &pflash("uefi-vars", vars, false)?);
@@ -86,22 +93,31 @@ pub(crate) fn args(spec: &Spec, accel: Accel, fds: &Inherited) -> Result<Vec<OsS
     }
 
     let devices = spec.disks.len() + spec.nics.len();
-    root_ports(&mut args, devices + usize::from(spec.hotplug));
+    let ports = layout.map_or(devices + usize::from(spec.hotplug), |layout| layout.ports);
+    root_ports(&mut args, ports);
     if spec.hotplug {
         // One bridge with many slots: a port for each costs the guest 20 ms at boot.
-        let bridge =
-            json!({ "driver": "pcie-pci-bridge", "id": disks::HOTPLUG_BUS, "bus": port_id(devices) });
-        args.json("-device", &bridge);
+        let bus = port_id(ports.saturating_sub(1));
+        args.json("-device", &json!({ "driver": "pcie-pci-bridge", "id": disks::HOTPLUG_BUS, "bus": bus }));
     }
     for (disk, fd) in &fds.keys {
         args.json("-object", &disks::inherited_key(disk, *fd));
     }
-    let mut port = 0..;
-    for (order, disk) in spec.disks.iter().enumerate() {
-        attach_disk(&mut args, disk, order, port.next().unwrap_or_default())?;
+    let mut next_port = 0..;
+    let mut place = |id: &str| match layout {
+        Some(layout) => layout.place(id).cloned(),
+        None => Ok(Place { bus: port_id(next_port.next().unwrap_or_default()), slot: 0 }),
+    };
+    for disk in &spec.disks {
+        attach_disk(&mut args, disk, &place(&disk.id)?)?;
     }
     for (nic, fd) in spec.nics.iter().zip(&fds.taps) {
-        attach_nic(&mut args, nic, *fd, port.next().unwrap_or_default());
+        attach_nic(&mut args, nic, *fd, &place(&nic.id)?);
+    }
+    if layout.is_some() {
+        // It does not run by itself, whatever arrives.
+        args.add("-incoming", "defer");
+        args.flag("-S");
     }
     Ok(args.0)
 }
@@ -172,17 +188,21 @@ fn port_id(port: usize) -> String {
     format!("port{port}")
 }
 
-fn attach_disk(args: &mut Args, disk: &Disk, order: usize, port: usize) -> Result<(), Error> {
+fn attach_disk(args: &mut Args, disk: &Disk, place: &Place) -> Result<(), Error> {
     args.json("-object", &disks::throttle_group(disk));
     args.json("-blockdev", &disks::node(disk)?);
-    let mut device = disks::device(disk, &port_id(port));
-    // QEMU gives 0 to a kernel that it loads.
-    device["bootindex"] = (order + 1).into();
+    let mut device = disks::device(disk, &place.bus);
+    match place.port() {
+        // QEMU gives 0 to a kernel that it loads.
+        Some(port) => device["bootindex"] = (port + 1).into(),
+        // Where it was attached while the machine ran.
+        None => device["addr"] = format!("{:x}.0", place.slot).into(),
+    }
     args.json("-device", &device);
     Ok(())
 }
 
-fn attach_nic(args: &mut Args, nic: &Nic, fd: RawFd, port: usize) {
+fn attach_nic(args: &mut Args, nic: &Nic, fd: RawFd, place: &Place) {
     args.add("-netdev", format!("tap,id={},fd={fd}", nic.id));
     let mac: Vec<String> = nic.mac.iter().map(|b| format!("{b:02x}")).collect();
     args.json(
@@ -191,7 +211,7 @@ fn attach_nic(args: &mut Args, nic: &Nic, fd: RawFd, port: usize) {
             "driver": "virtio-net-pci",
             "id": format!("d-{}", nic.id),
             "netdev": nic.id,
-            "bus": port_id(port),
+            "bus": place.bus,
             "mac": mac.join(":"),
             "host_mtu": nic.mtu,
             // No network boot: EC2 has none, and the option ROM costs time.
@@ -261,7 +281,11 @@ mod tests {
         let keys = spec.disks.iter().filter(|disk| disk.key.is_some());
         let keys = keys.map(|disk| (disk.id.clone(), 13)).collect();
         let fds = Inherited { qmp: 10, console: 11, taps: vec![12], keys };
-        args(spec, accel, &fds).unwrap().into_iter().map(|argument| argument.into_string().unwrap()).collect()
+        args(spec, accel, &fds, None)
+            .unwrap()
+            .into_iter()
+            .map(|argument| argument.into_string().unwrap())
+            .collect()
     }
 
     /// The values of an option.
@@ -350,6 +374,41 @@ mod tests {
             .collect();
         addresses.dedup();
         assert_eq!(addresses.len(), 34);
+    }
+
+    #[test]
+    fn a_guest_that_arrives_finds_its_devices_where_they_were() {
+        let mut spec = spec();
+        let late = Disk { id: "vol-2".into(), ..spec.disks[0].clone() };
+        spec.disks.push(late);
+        let place = |bus: &str, slot| Place { bus: bus.into(), slot };
+        let layout = Layout {
+            machine: "pc-q35-7.2".into(),
+            ports: 4,
+            display: true,
+            hotplug: true,
+            places: [
+                ("vol-0123456789abcdef0".to_owned(), place("port0", 0)),
+                ("vol-2".to_owned(), place("hotplug", 3)),
+                ("eni-1".to_owned(), place("port2", 0)),
+            ]
+            .into(),
+        };
+        let fds = Inherited { qmp: 10, console: 11, taps: vec![12], keys: Vec::new() };
+        let line = args(&spec, Accel::Tcg, &fds, Some(&layout)).unwrap();
+        let line: Vec<String> = line.into_iter().map(|argument| argument.into_string().unwrap()).collect();
+        assert_eq!(values(&line, "-incoming"), ["defer"]);
+        assert!(line.contains(&"-S".to_owned()) && values(&line, "-machine")[0].starts_with("pc-q35-7.2,"));
+        assert_eq!(objects(&line, "-device", "driver", "pcie-root-port").len(), 4);
+        assert_eq!(objects(&line, "-device", "driver", "pcie-pci-bridge")[0]["bus"], "port3");
+        let disks = objects(&line, "-device", "driver", "virtio-blk-pci");
+        assert_eq!((&disks[0]["bus"], &disks[0]["bootindex"]), (&json!("port0"), &json!(1)));
+        assert_eq!((&disks[1]["bus"], &disks[1]["addr"]), (&json!("hotplug"), &json!("3.0")));
+        assert_eq!(objects(&line, "-device", "driver", "virtio-net-pci")[0]["bus"], "port2");
+        // What has no place is not guessed.
+        let mut less = layout.clone();
+        less.places.remove("vol-2");
+        assert!(matches!(args(&spec, Accel::Tcg, &fds, Some(&less)), Err(Error::InvalidSpec { .. })));
     }
 
     #[test]

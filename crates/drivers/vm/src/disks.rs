@@ -154,7 +154,7 @@ fn dead_id(disk: &str) -> String {
     format!("e-{disk}")
 }
 
-fn layer_id(generation: u32, disk: &str) -> String {
+pub(crate) fn layer_id(generation: u32, disk: &str) -> String {
     format!("q{generation}-{disk}")
 }
 
@@ -357,7 +357,7 @@ impl Vm {
     }
 }
 
-async fn children(qmp: &Qmp, path: &str) -> Result<Vec<String>, Error> {
+pub(crate) async fn children(qmp: &Qmp, path: &str) -> Result<Vec<String>, Error> {
     let list = qmp.execute("qom-list", json!({ "path": path })).await?;
     let names = list.as_array().into_iter().flatten().filter_map(|entry| entry["name"].as_str());
     Ok(names.map(str::to_owned).collect())
@@ -368,7 +368,7 @@ async fn has_device(qmp: &Qmp, disk: &str) -> Result<bool, Error> {
     Ok(children(qmp, "/machine/peripheral").await?.contains(&device))
 }
 
-async fn named_nodes(qmp: &Qmp) -> Result<Vec<Value>, Error> {
+pub(crate) async fn named_nodes(qmp: &Qmp) -> Result<Vec<Value>, Error> {
     match qmp.execute("query-named-block-nodes", json!({ "flat": true })).await? {
         Value::Array(nodes) => Ok(nodes),
         _ => Ok(Vec::new()),
@@ -445,6 +445,6 @@ async fn remove_layers(qmp: &Qmp, disk: &str) -> Result<(), Error> {
     Ok(())
 }
 
-async fn remove_node(qmp: &Qmp, node: &str) -> Result<(), Error> {
+pub(crate) async fn remove_node(qmp: &Qmp, node: &str) -> Result<(), Error> {
     qmp.execute("blockdev-del", json!({ "node-name": node })).await.map(drop)
 }

@@ -11,7 +11,7 @@ use crate::args::TCG_CACHE_MIB;
 use crate::cgroup::{Cgroups, Controller, Limits};
 use crate::process::{self, Claim, Claimed, Process, REMOVED, RunDir, stderr_tail};
 use crate::qmp::lock;
-use crate::{Accel, Error, RunState, Spec, Vm, spec};
+use crate::{Accel, Error, Layout, RunState, Spec, Vm, spec};
 
 /// What the driver needs to know.
 #[derive(Clone, Debug)]
@@ -99,7 +99,7 @@ impl Driver {
             match dir.claim(true)? {
                 Claimed::Free(claim) => {
                     *vm = None;
-                    let started = self.start_claimed(claim, dir, spec).await?;
+                    let started = self.start_claimed(claim, dir, spec, None).await?;
                     return Ok(vm.insert(started).clone());
                 }
                 Claimed::Held | Claimed::Absent => {}
@@ -113,9 +113,45 @@ impl Driver {
         }
     }
 
-    async fn start_claimed(&self, claim: Claim, dir: RunDir, spec: Spec) -> Result<Vm, Error> {
+    /// Starts a machine that waits for a guest to arrive ([`Vm::listen`]), its devices laid out as where the guest comes from. Any other
+    /// machine of this id is removed. Goes on to its end even if the future is dropped.
+    ///
+    /// # Errors
+    /// As [`Driver::start`].
+    pub async fn receive(&self, spec: &Spec, layout: &Layout) -> Result<Vm, Error> {
+        spec.validate()?;
+        layout.validate(&spec.id)?;
+        let (driver, spec, layout) = (self.clone(), spec.clone(), layout.clone());
+        finish(tokio::spawn(async move {
+            let slot = driver.slot(&spec.id);
+            let mut vm = slot.lock().await;
+            driver.remove_from(&mut vm, &spec.id).await?;
+            let dir = driver.dir(&spec.id);
+            let Claimed::Free(claim) = dir.claim(true)? else { return Err(Error::Busy { id: spec.id }) };
+            let started = driver.start_claimed(claim, dir, spec, Some(layout)).await?;
+            Ok(vm.insert(started).clone())
+        }))
+        .await
+    }
+
+    /// Where a socket of a machine is, or would be.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSpec`] if the id is malformed or the path is too long for a socket.
+    pub fn socket(&self, id: &str, name: &str) -> Result<PathBuf, Error> {
+        spec::check_id(id)?;
+        self.dir(id).socket(name)
+    }
+
+    async fn start_claimed(
+        &self,
+        claim: Claim,
+        dir: RunDir,
+        spec: Spec,
+        layout: Option<Layout>,
+    ) -> Result<Vm, Error> {
         let id = spec.id.clone();
-        let error = match self.spawn(claim, &spec).await {
+        let error = match self.spawn(claim, &spec, layout).await {
             Ok(process) => match Vm::attach(process.clone(), dir.clone(), spec.without_keys()).await {
                 Ok(vm) => return Ok(vm),
                 Err(Error::Gone) => {
@@ -145,7 +181,7 @@ impl Driver {
     }
 
     /// Starts QEMU, on a thread of its own, whose network namespace becomes the machine's.
-    async fn spawn(&self, claim: Claim, spec: &Spec) -> Result<Process, Error> {
+    async fn spawn(&self, claim: Claim, spec: &Spec, layout: Option<Layout>) -> Result<Process, Error> {
         let inner = self.0.clone();
         let spec = spec.clone();
         let (done, result) = oneshot::channel();
@@ -156,7 +192,7 @@ impl Driver {
             let process = inner
                 .cgroups
                 .create(&spec.id, &limits(&spec, *accel))
-                .and_then(|group| claim.spawn(&spec, qemu_binary, *accel, &group));
+                .and_then(|group| claim.spawn(&spec, qemu_binary, *accel, &group, layout.as_ref()));
             // The receiver waits as long as the runtime lives.
             let _ = done.send(process);
         };

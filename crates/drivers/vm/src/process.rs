@@ -40,7 +40,7 @@ use tokio::sync::watch;
 use crate::cgroup::Group;
 use crate::probe::Accel;
 use crate::spawn::{Program, spawn};
-use crate::{Error, Nic, Spec, args};
+use crate::{Error, Layout, Nic, Spec, args};
 
 /// How long a process may hold the lock before its id is known, or after it was killed.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -92,6 +92,20 @@ impl RunDir {
     pub(crate) fn connect_console(&self) -> io::Result<std::os::unix::net::UnixStream> {
         let dir = File::open(&self.0)?;
         std::os::unix::net::UnixStream::connect(below(&dir, "console.sock"))
+    }
+
+    /// Where a socket of this name is for QEMU, which knows no other way to it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSpec`] if the path is longer than a socket's address may be (unix(7)).
+    pub(crate) fn socket(&self, name: &str) -> Result<PathBuf, Error> {
+        let path = self.0.join(name);
+        if path.as_os_str().len() <= 107 {
+            return Ok(path);
+        }
+        let id = self.0.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let reason = format!("the path {} is too long for a socket", path.display());
+        Err(Error::InvalidSpec { id, reason })
     }
 
     /// Takes the lock, and makes the directory before if `create`.
@@ -244,6 +258,7 @@ impl Claim {
         qemu: &Path,
         accel: Accel,
         group: &Group,
+        layout: Option<&Layout>,
     ) -> Result<Process, Error> {
         let dir = &self.dir.0;
         for stale in ["pid", "qmp.sock", "console.sock"] {
@@ -297,7 +312,7 @@ impl Claim {
         keep.extend(&inherited.taps);
         keep.extend(inherited.keys.iter().map(|(_, key)| key));
         let mut arguments = vec![text(qemu.as_os_str())?];
-        for argument in args::args(spec, accel, &inherited)? {
+        for argument in args::args(spec, accel, &inherited, layout)? {
             arguments.push(text(&argument)?);
         }
         let program = Program {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -86,6 +86,8 @@ struct Inner {
     disks: tokio::sync::Mutex<()>,
     /// Held while a picture of the display is taken.
     screen: tokio::sync::Mutex<()>,
+    /// Whether the guest is being handed over, so that nobody lets it run on here.
+    held: AtomicBool,
     states: Arc<States>,
     attendant: JoinHandle<()>,
 }
@@ -145,6 +147,7 @@ impl Vm {
             qmp,
             disks: Default::default(),
             screen: Default::default(),
+            held: AtomicBool::default(),
             states,
             attendant,
         })))
@@ -152,6 +155,10 @@ impl Vm {
 
     pub(crate) fn qmp(&self) -> &Qmp {
         &self.0.qmp
+    }
+
+    pub(crate) fn dir(&self) -> &RunDir {
+        &self.0.dir
     }
 
     /// Keeps others from changing disks meanwhile.
@@ -259,11 +266,30 @@ impl Vm {
         if status(&self.0.qmp).await? == RunState::Running { Ok(()) } else { self.resume().await }
     }
 
+    /// Keeps everybody who has this machine from letting the guest run on, until [`Vm::release`]: it is being handed over.
+    pub fn hold(&self) {
+        self.0.held.store(true, Ordering::SeqCst);
+    }
+
+    /// Lets the guest run on again where it is asked for.
+    pub fn release(&self) {
+        self.0.held.store(false, Ordering::SeqCst);
+    }
+
+    /// Whether the guest is being handed over.
+    pub fn is_held(&self) -> bool {
+        self.0.held.load(Ordering::SeqCst)
+    }
+
     /// Lets a machine run on that stands still, such as one whose disk's host was full.
     ///
     /// # Errors
-    /// [`Error::Refused`] if it must be reset first, [`Error::Gone`], [`Error::Timeout`].
+    /// [`Error::Refused`] if it must be reset first or is being handed over, [`Error::Gone`], [`Error::Timeout`].
     pub async fn resume(&self) -> Result<(), Error> {
+        if self.is_held() {
+            let desc = "the guest is being handed over to another machine".to_owned();
+            return Err(Error::Refused { command: "cont".into(), desc });
+        }
         self.0.qmp.execute("cont", json!({})).await.map(drop)
     }
 

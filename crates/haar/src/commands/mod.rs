@@ -8,6 +8,7 @@ mod env;
 mod generate;
 mod image;
 mod lifecycle;
+mod migrate;
 mod service;
 mod ssh;
 mod trail;
@@ -38,6 +39,8 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Guests(command) => service::guests(&state, &command),
         Command::Ssh(arguments) => ssh::ssh(&state, &arguments),
         Command::Trail(options) => trail::trail(&state, options),
+        Command::Migrate(arguments) => migrate::migrate(&state, &arguments),
+        Command::Receive => migrate::receive(&state),
         Command::Image(command) => image::image(&state, command),
         Command::Completions { shell } => generate::completions(shell),
         Command::Man { dir } => generate::man(&dir),

@@ -6,6 +6,7 @@ mod instance;
 mod instance_types;
 mod key_pair;
 pub mod launch_template;
+mod migration;
 mod network;
 mod placement_group;
 pub mod public_parameters;
@@ -25,6 +26,7 @@ pub use instance::{
 pub use instance_types::{EbsLimit, EbsPerformance, Hypervisor, InstanceType, instance_type, instance_types};
 pub use key_pair::{KeyPair, KeyType};
 pub use launch_template::{LaunchTemplate, LaunchTemplateData, LaunchTemplateVersion};
+pub use migration::{Bundle, Migration, MigrationPhase, Receiver};
 pub use network::{
     Attachment, AttachmentStatus, Claim, ClaimScope, InternetGateway, NetworkInterface, PublicAddress, Route,
     RouteTable, RouteTableAssociation, RouteTarget, Subnet, Vpc,
@@ -51,6 +53,7 @@ pub fn register(builder: haar_store::Builder) -> haar_store::Builder {
         .register::<KeyPair>()
         .register::<LaunchTemplate>()
         .register::<LaunchTemplateVersion>()
+        .register::<Migration>()
         .register::<NetworkInterface>()
         .register::<PlacementGroup>()
         .register::<RouteTable>()

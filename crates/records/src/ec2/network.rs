@@ -174,6 +174,9 @@ pub struct PublicAddress {
     pub ip: Ipv4Addr,
     /// `amazon` for an automatically assigned one, else the account.
     pub owner: String,
+    /// The host's address that its connections to this one come from, where the address came with a guest from another daemon's pool.
+    #[serde(default)]
+    pub foreign_host: Option<Ipv4Addr>,
 }
 
 wire_enum! {

@@ -98,7 +98,7 @@ pub fn assign_public_address(tx: &mut Tx, interface: &mut NetworkInterface, pool
     if interface.associate_public_ip && interface.public_address.is_none() {
         let scope = Scope { account: &interface.account, region: &interface.region };
         let ip = addresses::allocate_public_ip(tx, pool, scope, &interface.id)?;
-        interface.public_address = Some(PublicAddress { ip, owner: "amazon".to_owned() });
+        interface.public_address = Some(PublicAddress { ip, owner: "amazon".to_owned(), foreign_host: None });
     }
     Ok(())
 }

@@ -1,0 +1,365 @@
+//! The side that receives.
+
+use std::time::{Duration, Instant};
+
+use haar_core::reconcile::Action;
+use haar_records::ec2::{Bundle, Migration, MigrationPhase, NetworkInterface, instance_type};
+use haar_store::Tx;
+use haar_vm::{RunState, Vm};
+use time::OffsetDateTime;
+
+use super::bundle::{self, Home};
+use super::relay::{DISKS, MEMORY};
+use super::wire::{Offer, OfferedImage, Outcome, Taken, VERSION};
+use super::{GIVEN_UP, Migrations, lock};
+use crate::Error;
+
+/// How long the daemon that sends may be silent until its guest is given up.
+const SILENCE: Duration = Duration::from_secs(20);
+
+/// How often is looked whether it is.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// How long the rest of a guest may take that was sent whole.
+const LAST_PART: Duration = Duration::from_secs(20);
+
+/// How long a machine that receives may take to say why it cannot.
+const LAST_WORDS: Duration = Duration::from_millis(300);
+
+/// A guest that is on its way here.
+pub(super) struct Arrival {
+    /// Held while it is decided whose the guest is.
+    deciding: tokio::sync::Mutex<()>,
+    heard: std::sync::Mutex<Instant>,
+    vm: std::sync::Mutex<Option<Vm>>,
+}
+
+impl Arrival {
+    fn new() -> Self {
+        Self {
+            deciding: tokio::sync::Mutex::default(),
+            heard: std::sync::Mutex::new(Instant::now()),
+            vm: std::sync::Mutex::default(),
+        }
+    }
+}
+
+impl Migrations {
+    fn home(&self, same_host: bool) -> Home<'_> {
+        Home {
+            account: &self.account,
+            public_pool: self.public_pool,
+            same_host,
+            host_boot_id: &self.host_boot_id,
+        }
+    }
+
+    /// Takes an offer: makes disks, links and a machine that waits for the guest.
+    pub(super) async fn take(&self, offer: Offer, token: &str) -> Result<Taken, Error> {
+        let refuse = |why: String| Err(Error::Refused(why));
+        if offer.version != VERSION {
+            return refuse(format!(
+                "it speaks version {} of migrations, this daemon {VERSION}",
+                offer.version
+            ));
+        }
+        if offer.accelerator != self.qemu.accelerator() {
+            let (there, here) = (&offer.accelerator, self.qemu.accelerator());
+            return refuse(format!(
+                "the guest runs under {there}, guests of the receiving daemon under {here}"
+            ));
+        }
+        if !haar_core::is_id("mig", &offer.id) {
+            return refuse("the migration's id is malformed".into());
+        }
+        let spec = &offer.bundle.instance.spec;
+        if instance_type(&spec.instance_type).is_none() {
+            return refuse(format!("the receiving daemon knows no {}", spec.instance_type));
+        }
+        let image = match &offer.image {
+            Some(image) => Some(self.image(image).await?),
+            None => None,
+        };
+        self.qemu.vms.socket(&offer.bundle.instance.id, MEMORY)?;
+
+        let same_host = offer.host_boot_id == self.host_boot_id;
+        let arrival = std::sync::Arc::new(Arrival::new());
+        let migration = self
+            .store
+            .transact(|tx| {
+                let fitted = bundle::fit_in(tx, &offer.bundle, &self.home(same_host))?;
+                let instance = &fitted.instance;
+                let (account, region) = (&instance.account, &instance.region);
+                let moving = tx
+                    .by_index::<Migration>(account, region, "instance", &instance.id)
+                    .any(|m| m.phase.holds_records());
+                if moving || tx.get::<Migration>(account, region, &offer.id).is_some() {
+                    return Err(Error::Refused(format!("{} is moving there already", instance.id)));
+                }
+                bundle::claim(tx, &fitted);
+                let migration = Migration {
+                    account: account.clone(),
+                    region: region.clone(),
+                    id: offer.id.clone(),
+                    instance_id: instance.id.clone(),
+                    vpc_id: instance.spec.vpc_id.clone(),
+                    phase: MigrationPhase::Receiving,
+                    to: None,
+                    token: token.to_owned(),
+                    worker: self.worker.clone(),
+                    bundle: fitted,
+                    lent: Vec::new(),
+                    message: None,
+                    bytes: 0,
+                    downtime_ms: None,
+                    started: OffsetDateTime::now_utc(),
+                    ended: None,
+                };
+                tx.put(migration.clone());
+                // Before the reconciler sees it.
+                lock(&self.arrivals).insert(offer.id.clone(), arrival.clone());
+                Ok(migration)
+            })
+            .await
+            .inspect_err(|_: &Error| self.forget_arrival(&offer.id))?;
+        let made = {
+            let _deciding = arrival.deciding.lock().await;
+            let made = self.make_ready(&migration, &offer, image.as_ref(), &arrival).await;
+            *lock(&arrival.heard) = Instant::now();
+            made
+        };
+        match made {
+            Ok(port) => Ok(Taken { port }),
+            Err(error) => {
+                self.abandon(&migration, &error.to_string()).await?;
+                refuse(error.to_string())
+            }
+        }
+    }
+
+    async fn image(&self, wanted: &OfferedImage) -> Result<haar_image::Image, Error> {
+        let id = &wanted.id;
+        match self.qemu.library_image(id).await {
+            Ok(image) if image.manifest.files().map(|file| &file.sha256).eq(&wanted.files) => Ok(image),
+            Ok(_) => Err(Error::Refused(format!("the receiving daemon's image {id} has other content"))),
+            Err(error) => Err(Error::Refused(format!(
+                "the receiving daemon cannot use the image {id} ({error}); copy its folder from images/ in the state folder"
+            ))),
+        }
+    }
+
+    async fn make_ready(
+        &self,
+        migration: &Migration,
+        offer: &Offer,
+        image: Option<&haar_image::Image>,
+        arrival: &Arrival,
+    ) -> Result<u16, Error> {
+        let bundle = &migration.bundle;
+        let disks = offer.disks.iter().map(|disk| (disk.id.clone(), disk.bytes, disk.sync)).collect();
+        self.qemu.make_arriving_disks(disks, image).await?;
+        self.network.sync(&migration.account, &migration.region, &migration.vpc_id).await?;
+        let vm = self.qemu.receive(bundle, &offer.layout, &offer.console).await?;
+        let (disks, memory) = (vm.socket(DISKS)?, vm.socket(MEMORY)?);
+        vm.export_disks(&disks).await?;
+        vm.listen(&memory).await?;
+        *lock(&arrival.vm) = Some(vm);
+        self.gate.open(self.listen, &migration.id, &migration.token, [(DISKS, disks), (MEMORY, memory)]).await
+    }
+
+    /// What is told of a migration that came here.
+    pub(super) fn outcome(&self, migration: &Migration) -> Outcome {
+        if migration.phase == MigrationPhase::Received {
+            return Outcome::Received(self.borrowed(migration));
+        }
+        if let Some(arrival) = lock(&self.arrivals).get(&migration.id) {
+            *lock(&arrival.heard) = Instant::now();
+        }
+        Outcome::Receiving
+    }
+
+    /// The public addresses of other pools that came with a guest and are still in use.
+    fn borrowed(&self, migration: &Migration) -> Vec<std::net::Ipv4Addr> {
+        let snapshot = self.store.snapshot();
+        let public = |i: &NetworkInterface| i.public_address.clone();
+        let addresses = migration.bundle.interfaces.iter().filter_map(public);
+        let foreign = addresses.filter(|address| address.foreign_host.is_some()).map(|address| address.ip);
+        foreign.filter(|ip| bundle::holds(&snapshot, migration, *ip)).collect()
+    }
+
+    /// Decides whose a guest is that was sent whole: it is this daemon's from the transaction on that says so.
+    pub(super) async fn accept(&self, seen: &Migration, bundle: Option<Bundle>) -> Result<Outcome, Error> {
+        let arrival = lock(&self.arrivals).get(&seen.id).cloned();
+        let Some(arrival) = arrival else { return Ok(self.outcome(seen)) };
+        let _deciding = arrival.deciding.lock().await;
+        let now = self.store.snapshot().get::<Migration>(&seen.account, &seen.region, &seen.id);
+        let Some(now) = now else { return Ok(gone()) };
+        if now.phase == MigrationPhase::Received {
+            return Ok(self.outcome(&now));
+        }
+        let Some(bundle) = bundle else { return Ok(Outcome::Receiving) };
+        let vm = lock(&arrival.vm).clone();
+        let arrived = match &vm {
+            Some(vm) => {
+                vm.end_exports().await.ok();
+                vm.arrival(LAST_PART).await?
+            }
+            None => haar_vm::Arrival::Failed("its machine is gone".into()),
+        };
+        let (Some(vm), haar_vm::Arrival::Complete) = (vm, &arrived) else {
+            let why = format!("the guest did not arrive whole: {arrived:?}");
+            return self.give_up(&now, &why).await;
+        };
+        // Before the guest speaks: what it says is part of them.
+        self.network.track(&now.vpc_id, &bundle.connections).await;
+        let same_host = self.came_from_here(&now);
+        let received = self
+            .enter(&now, |tx, migration| {
+                migration.bundle = fit_again(tx, migration, &bundle, &self.home(same_host))?;
+                migration.bundle.connections.clear();
+                bundle::put(tx, &migration.bundle);
+                migration.phase = MigrationPhase::Received;
+                migration.ended = Some(OffsetDateTime::now_utc());
+                Ok(())
+            })
+            .await;
+        let received = match received {
+            Ok(Some(received)) => received,
+            Ok(None) => return Ok(gone()),
+            Err(Error::Refused(why)) => return self.give_up(&now, &why).await,
+            Err(error) => return Err(error),
+        };
+        // Whatever happens now happens to this daemon's own instance, and is mended as it is for every other.
+        let (resumed, synced) = tokio::join!(
+            vm.resume(),
+            self.network.sync(&received.account, &received.region, &received.vpc_id)
+        );
+        for error in [resumed.err().map(Error::from), synced.err()].into_iter().flatten() {
+            tracing::warn!(migration = received.id, %error, "the guest that was taken over does not run yet");
+        }
+        self.forget_arrival(&received.id);
+        tracing::info!(migration = received.id, instance = received.instance_id, "the guest was taken over");
+        Ok(self.outcome(&received))
+    }
+
+    /// Whether a guest's public address was taken over from this very host: then it may be so again.
+    fn came_from_here(&self, migration: &Migration) -> bool {
+        let interfaces = &migration.bundle.interfaces;
+        interfaces
+            .iter()
+            .filter_map(|i| i.public_address.as_ref())
+            .any(|public| public.foreign_host.is_some())
+    }
+
+    /// Gives up a guest that is on its way here; it can never be taken over from then on.
+    pub(super) async fn abandon(&self, seen: &Migration, why: &str) -> Result<Outcome, Error> {
+        let arrival = lock(&self.arrivals).get(&seen.id).cloned();
+        let Some(arrival) = arrival else { return Ok(self.outcome(seen)) };
+        let _deciding = arrival.deciding.lock().await;
+        let vm = lock(&arrival.vm).clone();
+        let ended = match vm {
+            // It may be about to say why.
+            Some(vm) => match vm.arrival(LAST_WORDS).await {
+                Ok(haar_vm::Arrival::Failed(why)) => Some(format!("the receiving machine ended: {why}")),
+                _ => None,
+            },
+            None => None,
+        };
+        self.give_up(seen, ended.as_deref().unwrap_or(why)).await
+    }
+
+    async fn give_up(&self, seen: &Migration, why: &str) -> Result<Outcome, Error> {
+        let (account, region, id) = (&seen.account, &seen.region, &seen.id);
+        let outcome = self
+            .store
+            .transact(|tx| {
+                let Some(found) = tx.get::<Migration>(account, region, id) else { return Ok(None) };
+                if found.phase != MigrationPhase::Receiving {
+                    return Ok(Some(Migration::clone(&found)));
+                }
+                drop_record(tx, &found);
+                Ok::<_, Error>(None)
+            })
+            .await?;
+        if let Some(received) = outcome {
+            return Ok(self.outcome(&received));
+        }
+        tracing::info!(migration = id, instance = seen.instance_id, why, "the guest is not taken over");
+        self.forget_arrival(id);
+        // What is left of it has no record, and goes now or with the next daemon.
+        let cleared = async {
+            self.qemu.clear(&seen.bundle).await?;
+            self.network.sync(account, region, &seen.vpc_id).await
+        };
+        if let Err(error) = cleared.await {
+            tracing::warn!(migration = id, %error, "cannot remove what was made for the guest");
+        }
+        Ok(Outcome::Refused(why.to_owned()))
+    }
+
+    fn forget_arrival(&self, id: &str) {
+        self.gate.close(id);
+        lock(&self.arrivals).remove(id);
+    }
+
+    /// Gives up a guest whose daemon is silent, or whose machine has ended.
+    pub(super) async fn watch_over(&self, migration: &Migration) -> Result<Action, Error> {
+        let arrival = lock(&self.arrivals).get(&migration.id).cloned();
+        let Some(arrival) = arrival else {
+            // Of an earlier daemon: the way of its bytes ended with it.
+            return Ok(Action::Done);
+        };
+        let silent = lock(&arrival.heard).elapsed() >= SILENCE;
+        let ended = lock(&arrival.vm).as_ref().is_some_and(|vm| matches!(vm.state(), RunState::Exited(_)));
+        // While it is being decided, nothing is watched.
+        if (silent || ended) && arrival.deciding.try_lock().is_ok() {
+            let why = if silent { "the daemon that sends is silent" } else { "the machine ended" };
+            self.abandon(migration, why).await?;
+            return Ok(Action::Done);
+        }
+        Ok(Action::RequeueAfter(LOOK))
+    }
+
+    /// Gives up what an earlier daemon was receiving: the way of its bytes ended with it. What is left of it then has no record.
+    pub(crate) async fn give_up_stale(&self) -> Result<(), Error> {
+        self.store
+            .transact(|tx| {
+                let all = tx.snapshot().list_all::<Migration>();
+                let receiving =
+                    all.filter(|m| m.phase == MigrationPhase::Receiving && m.worker != self.worker);
+                for migration in receiving.cloned().collect::<Vec<_>>() {
+                    tracing::info!(migration = migration.id, "the guest that was arriving is given up");
+                    drop_record(tx, &migration);
+                }
+                Ok(())
+            })
+            .await
+    }
+}
+
+/// The bundle as it was handed over, fitted in where the one that was offered has made room.
+fn fit_again(tx: &mut Tx, migration: &Migration, bundle: &Bundle, home: &Home<'_>) -> Result<Bundle, Error> {
+    let fitted = bundle::fit_in(tx, bundle, home)?;
+    let ids = |bundle: &Bundle| {
+        let volumes = bundle.volumes.iter().map(|volume| volume.id.clone());
+        let interfaces = bundle.interfaces.iter().map(|i| format!("{} {}", i.id, i.private_ip));
+        volumes.chain(interfaces).chain([bundle.instance.id.clone()]).collect::<Vec<_>>()
+    };
+    if ids(&fitted) == ids(&migration.bundle) {
+        Ok(fitted)
+    } else {
+        Err(Error::Refused("another guest was handed over than was offered".into()))
+    }
+}
+
+fn drop_record(tx: &mut Tx, migration: &Migration) {
+    // Of an address that this daemon has lent, the claim stays.
+    let lent = tx.snapshot().list::<Migration>(&migration.account, &migration.region);
+    let lent: Vec<_> = lent.flat_map(|m| m.lent.iter().copied()).collect();
+    bundle::release(tx, &migration.bundle, &lent);
+    tx.delete::<Migration>(&migration.account, &migration.region, &migration.id);
+}
+
+fn gone() -> Outcome {
+    Outcome::Refused(GIVEN_UP.into())
+}

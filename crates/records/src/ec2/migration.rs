@@ -1,0 +1,123 @@
+//! Guests that move between daemons.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use super::{Instance, KeyPair, NetworkInterface, SecurityGroup, Subnet, Volume, wire_enum};
+use crate::resource;
+
+/// The move of a running instance from one daemon to another. Both keep one, under the same id.
+///
+/// It says whose the guest is while no other record does: from [`MigrationPhase::HandingOver`] on the instance, its volumes and its
+/// interfaces are kept here, and nowhere else, until the other daemon has them or they are taken back.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Migration {
+    /// Account of the instance at this daemon.
+    pub account: String,
+    /// Region.
+    pub region: String,
+    /// `mig-…`
+    pub id: String,
+    /// `i-…`
+    pub instance_id: String,
+    /// `vpc-…` of this daemon.
+    pub vpc_id: String,
+    /// How far it is.
+    pub phase: MigrationPhase,
+    /// The daemon that receives, where this one sends.
+    pub to: Option<Receiver>,
+    /// What the daemons know each other by.
+    pub token: String,
+    /// The process that works on it: what another one had begun is broken off.
+    pub worker: String,
+    /// What moves, as this daemon knows it.
+    pub bundle: Bundle,
+    /// Public addresses of this daemon's pool that moved with the guest, until it gives them up.
+    pub lent: Vec<Ipv4Addr>,
+    /// Why it failed.
+    pub message: Option<String>,
+    /// Bytes of disks and memory that were sent.
+    pub bytes: u64,
+    /// How long the guest stood still, in milliseconds.
+    pub downtime_ms: Option<u64>,
+    /// When it was asked for.
+    #[serde(with = "time::serde::timestamp::nanoseconds")]
+    pub started: OffsetDateTime,
+    /// When it ended.
+    #[serde(with = "time::serde::timestamp::nanoseconds::option")]
+    pub ended: Option<OffsetDateTime>,
+}
+
+resource!(Migration, "ec2.migration",
+    "instance" => |m| [m.instance_id.clone()],
+    "vpc" => |m| [m.vpc_id.clone()],
+);
+
+/// A daemon that receives a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receiver {
+    /// Host and port of its endpoint.
+    pub address: String,
+    /// Its account, by which it is told from another daemon that answers there later.
+    pub account: String,
+}
+
+wire_enum! {
+    /// How far a migration is.
+    MigrationPhase {
+        /// Here: the guest runs, its disks and memory are being copied.
+        Copying = "copying",
+        /// Here: the guest stands still, and only the other daemon knows whose it is.
+        HandingOver = "handing-over",
+        /// Here: the guest is the other daemon's; what is left of it goes.
+        HandedOver = "handed-over",
+        /// Here: it is over, and the guest was handed over.
+        Completed = "completed",
+        /// Here: it is over, and the guest stayed.
+        Failed = "failed",
+        /// There: the guest is not this daemon's yet.
+        Receiving = "receiving",
+        /// There: the guest is this daemon's.
+        Received = "received",
+    }
+}
+
+impl MigrationPhase {
+    /// Whether the instance's records are kept in the migration alone.
+    #[must_use]
+    pub fn holds_records(self) -> bool {
+        matches!(self, Self::HandingOver | Self::HandedOver | Self::Receiving)
+    }
+
+    /// Whether a guest is on its way from here.
+    #[must_use]
+    pub fn is_leaving(self) -> bool {
+        matches!(self, Self::Copying | Self::HandingOver | Self::HandedOver)
+    }
+}
+
+/// What moves with a guest.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Bundle {
+    /// The instance.
+    pub instance: Instance,
+    /// Its volumes.
+    pub volumes: Vec<Volume>,
+    /// Its interfaces.
+    pub interfaces: Vec<NetworkInterface>,
+    /// The subnets of the interfaces.
+    pub subnets: Vec<Subnet>,
+    /// The CIDR block of the VPC.
+    pub vpc_cidr: String,
+    /// The security groups of the interfaces, and those that their rules name.
+    pub groups: Vec<SecurityGroup>,
+    /// The key pair.
+    pub key: Option<KeyPair>,
+    /// The address that the host's connections to the public addresses come from.
+    pub host_address: Ipv4Addr,
+    /// The connections that are open when the guest stands still, as the network driver writes them in JSON.
+    #[serde(default)]
+    pub connections: String,
+}
