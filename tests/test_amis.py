@@ -10,6 +10,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 from conftest import Launcher, image_id, open_group, save_key
+from support.daemon import BINARY
 from support.machine import processes, wait_for
 from test_crash import start_again
 from test_images import Publisher, write_catalogue
@@ -473,7 +474,7 @@ def test_what_was_changed_is_launched_ten_times_and_kept_once(daemon, ec2, launc
     wait_for(lambda: not (daemon.state_dir / "volumes" / f"{taken}.qcow2").exists(), 60, message="the snapshot was left behind")
 
 
-def test_an_image_without_reboot_has_all_that_was_flushed_of_every_volume(ec2, launch):
+def test_an_image_without_reboot_has_all_that_was_flushed_of_every_volume(daemon, ec2, launch):
     guest = launch()
     volume = create(ec2, **home(guest))
     attach(ec2, volume, guest.id)
@@ -497,6 +498,29 @@ def test_an_image_without_reboot_has_all_that_was_flushed_of_every_volume(ec2, l
     assert again.state == "stopped"
     third = launch(ImageId=grandchild)
     assert third.run("cat /root/changed") == "changed"
+    # What is exported stands alone and has the change: it is imported again, as another image.
+    folder = daemon.state_dir / "exported"
+    folder.mkdir()
+    for kind in ("qcow2", "raw", "vmdk"):
+        file = folder / f"disk.{kind}"
+        daemon.haar("image", "export", grandchild, str(file), "--format", kind)
+        about = json.loads(subprocess.run(["qemu-img", "info", "--output=json", str(file)], check=True, capture_output=True).stdout)
+        assert (about["format"], about.get("backing-filename")) == (kind, None)
+        taken = daemon.state_dir / "volumes" / f"{snapshots_of(ec2, grandchild)[0]}.qcow2"
+        compared = subprocess.run(["qemu-img", "compare", "-U", str(taken), str(file)], capture_output=True, text=True)
+        assert compared.returncode == 0, compared.stdout + compared.stderr
+        refused = daemon.haar("image", "export", "of an image", str(file), check=False)
+        assert refused.returncode == 1 and "exists" in refused.stderr
+    # One that is cut off leaves nothing that would pass for a disk, and nothing in the way of the next.
+    cut = folder / "cut.raw"
+    begun = subprocess.Popen([BINARY, "image", "export", grandchild, str(cut), "--format", "raw"], env=daemon.environment)
+    begun.kill()
+    begun.wait()
+    assert not cut.exists()
+    daemon.haar("image", "export", grandchild, str(cut), "--format", "raw")
+    assert sorted(f.name for f in folder.iterdir()) == ["cut.raw", "disk.qcow2", "disk.raw", "disk.vmdk"]
+    missing = daemon.haar("image", "export", "ami-00000000000000000", str(folder / "x"), check=False)
+    assert missing.returncode == 1 and "ami-00000000000000000" in missing.stderr
     deregister(ec2, image, grandchild)
     for one in (again, third):
         ec2.terminate_instances(InstanceIds=[one.id])

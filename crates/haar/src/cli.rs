@@ -171,7 +171,7 @@ Examples:
   haar migrate i-0123456789abcdef0 --to \"$(ssh root@other haar receive)\""
     )]
     Receive,
-    /// Machine images: list, build, pull, import, remove
+    /// Machine images: list, build, pull, import, export, remove
     #[command(
         after_help = "Examples:
   haar image list
@@ -484,6 +484,16 @@ Examples:
   haar image import disk.qcow2 --name web-1 --user admin
   haar image import disk.raw --boot uefi")]
     Import(ImageImport),
+    /// Write an image's root disk to a file
+    #[command(
+        after_help = "The image is one of the library or one that an account has made; for the latter the daemon must run.
+The file appears whole or not at all.
+
+Examples:
+  haar image export ami-0123456789abcdef0 disk.qcow2
+  haar image export tiny disk.vmdk --format vmdk"
+    )]
+    Export(ImageExport),
     /// Remove an image that no instance uses
     #[command(after_help = "Examples:
   haar image remove ami-0123456789abcdef0
@@ -550,6 +560,29 @@ pub struct ImageImport {
     /// Name of the root device [default: /dev/xvda]
     #[arg(long, value_name = "DEVICE")]
     pub root_device: Option<String>,
+}
+
+/// What to export.
+#[derive(Debug, Args)]
+pub struct ImageExport {
+    /// The image: ami-… or its name
+    pub image: String,
+    /// The file, which must not exist
+    pub file: PathBuf,
+    /// Its format
+    #[arg(long, value_enum, default_value = "qcow2")]
+    pub format: ExportFormat,
+}
+
+/// The format of an exported disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// QEMU's copy-on-write format
+    Qcow2,
+    /// The disk, byte for byte
+    Raw,
+    /// VMware's
+    Vmdk,
 }
 
 /// A firmware.

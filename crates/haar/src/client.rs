@@ -47,6 +47,8 @@ pub struct AccountImage {
     pub library_id: Option<String>,
     /// The snapshot that root volumes are made from.
     pub root_snapshot: Option<String>,
+    /// Its root disk is encrypted.
+    pub encrypted: bool,
     /// Size of the root volume.
     pub size_gib: u32,
 }

@@ -595,6 +595,7 @@ fn image(image: &haar_records::ec2::Image) -> serde_json::Value {
         "default_user": image.default_user,
         "library_id": image.library_id,
         "root_snapshot": root.and_then(|root| root.snapshot_id.as_ref()),
+        "encrypted": root.is_some_and(|root| root.encrypted),
         "size_gib": image.root_size_gib,
     })
 }

@@ -89,6 +89,12 @@ pub enum Error {
         /// The file or folder that could not grow.
         path: PathBuf,
     },
+    /// The file that was to be written is there already.
+    #[error("{} exists already", path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
     /// No recipe has the name.
     #[error("there is no recipe {name:?}; there are: {known}")]
     UnknownRecipe {

@@ -13,6 +13,7 @@
 
 mod build;
 mod error;
+mod export;
 mod import;
 mod library;
 mod manifest;
@@ -22,6 +23,7 @@ mod tool;
 
 pub use build::{BuildOptions, Recipe};
 pub use error::{Error, Result};
+pub use export::{ExportFormat, export};
 pub use import::ImportOptions;
 pub use library::{Image, Library};
 pub use manifest::{

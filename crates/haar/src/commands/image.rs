@@ -1,6 +1,7 @@
 //! `haar image`: the image library from the command line.
 
 use std::io::{self, IsTerminal};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use haar_image::{
 };
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
-use crate::cli::{Firmware, Image, ImageBuild, ImageImport, ImagePull};
+use crate::cli::{self, Firmware, Image, ImageBuild, ImageExport, ImageImport, ImagePull};
 use crate::client::{AccountImage, Client};
 use crate::credentials::Credentials;
 use crate::error::{Error, Result};
@@ -26,6 +27,7 @@ pub fn image(state: &StateDir, command: Image) -> Result<ExitCode> {
             make(state, |library, progress| pull(library, &catalogue, arguments, progress))?;
         }
         Image::Import(arguments) => make(state, |library, progress| import(library, arguments, progress))?,
+        Image::Export(arguments) => export(state, &arguments)?,
         Image::Remove { image, force } => remove(state, &image, force)?,
         Image::Catalogue(output) => print_catalogue(&catalogue(state)?, output.json),
     }
@@ -165,6 +167,45 @@ fn import(
         root_device_name: arguments.root_device,
     };
     library.import(&arguments.file, &options, progress)
+}
+
+fn export(state: &StateDir, arguments: &ImageExport) -> Result<()> {
+    let disk = disk(state, &arguments.image)?;
+    let format = match arguments.format {
+        cli::ExportFormat::Qcow2 => haar_image::ExportFormat::Qcow2,
+        cli::ExportFormat::Raw => haar_image::ExportFormat::Raw,
+        cli::ExportFormat::Vmdk => haar_image::ExportFormat::Vmdk,
+    };
+    let mut bars = Bars::new();
+    let written = haar_image::export(&disk, &arguments.file, format, &mut bars);
+    bars.end(written.is_ok());
+    written?;
+    println!("{}", arguments.file.display());
+    Ok(())
+}
+
+/// The root disk of an image, by its id or name: of an account's one, its snapshot's file.
+fn disk(state: &StateDir, image: &str) -> Result<PathBuf> {
+    let made = account_images(state)?;
+    if let Some(found) = made.iter().find(|found| found.image_id == image || found.name == image) {
+        let refused = |why: &str| Error::Refused { message: format!("{} {why}", found.image_id), hint: None };
+        if found.encrypted {
+            return Err(refused("is encrypted, and its key does not leave the daemon"));
+        }
+        let snapshot = found.root_snapshot.as_deref().filter(|_| found.state == "available");
+        let snapshot = snapshot.ok_or_else(|| refused(&format!("is {}", found.state)))?;
+        return Ok(state.volumes().join(format!("{snapshot}.qcow2")));
+    }
+    let library = library(state)?;
+    let found = match image.parse::<ImageId>() {
+        Ok(id) => Some(library.get(&id)?),
+        Err(_) => library.find_by_name(image)?,
+    };
+    let found = found.ok_or_else(|| Error::Refused {
+        message: format!("there is no image with the name {image}"),
+        hint: Some("see them: haar image list".into()),
+    })?;
+    Ok(found.root_disk())
 }
 
 fn remove(state: &StateDir, image: &str, force: bool) -> Result<()> {
