@@ -314,7 +314,6 @@ def test_launches_that_cannot_be_are_refused(sim, sim_image, parameters, expecte
 def test_parameters_that_haar_does_not_carry_out_are_refused(sim, sim_image):
     """Nothing is accepted and then ignored."""
     for parameters in (
-        {"IamInstanceProfile": {"Name": "role"}},
         {"EnclaveOptions": {"Enabled": True}},
         {"InstanceMarketOptions": {"MarketType": "spot"}},
         {"ElasticGpuSpecification": [{"Type": "eg1.medium"}]},
