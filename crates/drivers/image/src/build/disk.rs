@@ -92,7 +92,7 @@ pub(crate) fn partition(disk: &Path, size: u64) -> Result<Partitions> {
 /// specification, section 3.5.1.1, "Removable media boot behavior").
 pub(crate) fn make_efi(disk: &Path, at: Extent, program: &Path) -> Result<()> {
     let mut format = tool::command("mkfs.vfat");
-    format.args(["-n", "EFI", "--offset", &(at.start / SECTOR).to_string()]);
+    format.args(["-F", "16", "-n", "EFI", "--offset", &(at.start / SECTOR).to_string()]);
     tool::run(format.arg(disk).arg((at.length / 1024).to_string()), "dosfstools")?;
     let image = format!("{}@@{}", disk.display(), at.start);
     let mtools = |name: &str| {
