@@ -112,6 +112,21 @@ def test_conditions_on_the_request(simulated, sim_image):
     unauthorized(lambda: ec2.run_instances(**request, InstanceType="t3.micro"))
 
 
+def test_an_image_that_a_parameter_names_takes_leave_to_read_it(simulated):
+    user = User(simulated, "resolver", allow("ec2:*"))
+    launch = {"InstanceType": "t3.nano", "MinCount": 1, "MaxCount": 1}
+    name = "/aws/service/debian/release/12/latest/amd64"
+    message = unauthorized(lambda: user.client("ec2").run_instances(ImageId=f"resolve:ssm:{name}", **launch))
+    assert "ssm:GetParameters" in message and f"parameter{name}" in message
+    user.put(allow("ec2:*"), allow("ssm:GetParameters", f"arn:aws:ssm:*::parameter{name}"))
+    # What is asked next is whether there is such a parameter here, which depends on the library.
+    try:
+        (launched,) = user.client("ec2").run_instances(ImageId=f"resolve:ssm:{name}:1", **launch)["Instances"]
+        user.client("ec2").terminate_instances(InstanceIds=[launched["InstanceId"]])
+    except ClientError as error:
+        assert error.response["Error"]["Code"] == "InvalidParameterValue"
+
+
 def test_boundaries_and_session_policies_only_limit(simulated, account):
     iam = simulated.client("iam")
     boundary = iam.create_policy(PolicyName=name("boundary"), PolicyDocument=policy(allow("ec2:DescribeVpcs")))["Policy"]["Arn"]

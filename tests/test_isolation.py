@@ -1,5 +1,7 @@
 """What belongs to one account is invisible to another and of no use to it: every operation of every service is tried."""
 
+import base64
+import hashlib
 import json
 import re
 import tomllib
@@ -345,6 +347,28 @@ def test_a_role_that_trusts_another_account_is_assumed_from_there(simulated, min
     found = ec2.describe_instances(InstanceIds=[mine.ids["instance"]])
     assert found["Reservations"][0]["OwnerId"] == simulated.credentials["account_id"]
     refused(lambda: ec2.terminate_instances(InstanceIds=[mine.ids["instance"]]), "UnauthorizedOperation")
+
+
+def test_blocks_of_snapshots_are_their_account_s(mine, theirs):
+    ours, ebs = mine.client("ebs"), theirs.client("ebs")
+    snapshot = mine.ids["snapshot"]
+    pending = ours.start_snapshot(VolumeSize=1)["SnapshotId"]
+    before = mine.state()
+    data = bytes(512 << 10)
+    digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
+    block = {"BlockIndex": 0, "DataLength": len(data), "Checksum": digest, "ChecksumAlgorithm": "SHA256", "BlockData": data}
+    for call in (
+        lambda: ebs.list_snapshot_blocks(SnapshotId=snapshot),
+        lambda: ebs.list_changed_blocks(SecondSnapshotId=snapshot),
+        lambda: ebs.list_changed_blocks(FirstSnapshotId=snapshot, SecondSnapshotId=theirs.ids["snapshot"]),
+        lambda: ebs.get_snapshot_block(SnapshotId=snapshot, BlockIndex=0, BlockToken="AAAA"),
+        lambda: ebs.start_snapshot(VolumeSize=10, ParentSnapshotId=snapshot),
+        lambda: ebs.put_snapshot_block(SnapshotId=pending, **block),
+        lambda: ebs.complete_snapshot(SnapshotId=pending, ChangedBlocksCount=0),
+    ):
+        refused(call, "ResourceNotFoundException", "ValidationException", "AccessDeniedException")
+    assert mine.state() == before
+    mine.client("ec2").delete_snapshot(SnapshotId=pending)
 
 
 def test_the_same_names_are_free_in_every_account(mine, theirs):

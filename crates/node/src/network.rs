@@ -145,7 +145,7 @@ impl Network {
             match self.driver.connections(&interface.vpc_id, interface.private_ip).await {
                 Ok(found) => all.extend(found),
                 Err(error) => {
-                    tracing::warn!(interface = interface.id, %error, "its connections are not known")
+                    tracing::warn!(interface = interface.id, %error, "its connections are not known");
                 }
             }
         }

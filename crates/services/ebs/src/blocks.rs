@@ -188,12 +188,12 @@ pub(crate) async fn list_changed_blocks(
         input.starting_block_index,
     )?;
     let second = completed(handlers, ctx, second_id)?;
+    let first = input.first_snapshot_id.as_deref().map(|id| completed(handlers, ctx, id)).transpose()?;
     let in_second = blocks_of(&handlers.host.written(&second).await.map_err(failed)?);
     // Without a first snapshot everything has changed.
-    let (changed, in_first) = match &input.first_snapshot_id {
+    let (changed, in_first) = match first {
         None => (in_second.clone(), Vec::new()),
-        Some(id) => {
-            let first = completed(handlers, ctx, id)?;
+        Some(first) => {
             let changed = handlers.host.changed(&first, &second).await.map_err(failed)?;
             let written = handlers.host.written(&first).await.map_err(failed)?;
             (blocks_of(&changed), blocks_of(&written))

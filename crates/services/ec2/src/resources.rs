@@ -16,7 +16,7 @@ use haar_store::{Snapshot, Store};
 
 use crate::instances::profiles;
 use crate::scope::Scope;
-use crate::{defaults, launch_templates, subnets, tags};
+use crate::{defaults, images, launch_templates, subnets, tags};
 
 /// Finds the resources of EC2 in the records.
 pub struct Resources(pub Store);
@@ -26,6 +26,10 @@ impl haar_access::Resources for Resources {
         let finder = Finder { snapshot: self.0.snapshot(), query };
         match (query.resource.name, query.named) {
             ("passed-role", Named::Id(named)) => finder.passed_role(named).into_iter().collect(),
+            // Only an image that is named by a parameter takes one.
+            ("parameter", Named::Id(image)) => {
+                images::parameter(image).map(|name| Resource::new(query.arn(name))).into_iter().collect()
+            }
             ("instance", Named::Id(id)) if id.starts_with("iip-assoc-") => {
                 let instance =
                     profiles::associated(&finder.snapshot, &query.ctx.account, &query.ctx.region, id);
@@ -138,7 +142,7 @@ impl Finder<'_> {
                 let pair = self.snapshot.get::<KeyPair>(account, region, id);
                 pair.map_or_else(|| id.to_owned(), |pair| pair.name.clone())
             }
-            "image" => crate::images::resolve(&self.snapshot, id).unwrap_or_else(|_| id.to_owned()),
+            "image" => images::resolve(&self.snapshot, id).unwrap_or_else(|_| id.to_owned()),
             _ => id.to_owned(),
         };
         let id = id.as_str();

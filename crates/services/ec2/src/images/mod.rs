@@ -91,6 +91,12 @@ pub fn launchable(tx: &mut Tx, scope: Scope<'_>, id: &str) -> Result<Image> {
 /// How `ImageId` refers to a parameter of Systems Manager.
 const PARAMETER: &str = "resolve:ssm:";
 
+/// The parameter of Systems Manager that an image is named by, without version and label.
+pub fn parameter(image: &str) -> Option<&str> {
+    let name = image.strip_prefix(PARAMETER)?;
+    Some(name.split_once(':').map_or(name, |(name, _)| name))
+}
+
 /// The id of the image that a launch names: by its id, or by a parameter that has it.
 pub fn resolve(records: &Snapshot, image: &str) -> Result<String> {
     let Some(name) = image.strip_prefix(PARAMETER) else { return Ok(image.to_owned()) };
