@@ -1,6 +1,6 @@
 //! Records of AWS IAM, named and shaped after the types of its API reference.
 //!
-//! IAM is global: its records live in the region [`REGION`](self::REGION). Names are unique "not distinguished by case" (IAM API
+//! IAM is global: its records live in the region [`REGION`]. Names are unique "not distinguished by case" (IAM API
 //! Reference), so a record's id is its name in lower case ([`name_id`]), and a second record of the name cannot be.
 
 mod access_key;

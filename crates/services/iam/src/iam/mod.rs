@@ -20,7 +20,7 @@ use haar_store::{Store, StoreError};
 use crate::caller::Documents;
 use crate::keyring::Keyring;
 
-/// The IAM API: the types of its requests and answers, its table and the [`Iam`](model::Iam) trait, generated from the model
+/// The IAM API: the types of its requests and answers, its table and the [`Iam`] trait, generated from the model
 /// for the operations of `iam.toml`.
 pub mod model {
     haar_api::include_model!("iam.rs");

@@ -18,7 +18,7 @@ use time::{Duration, OffsetDateTime};
 use crate::caller::{Documents, managed_document, policy_arn};
 use crate::keyring::{Keyring, Temporary, pack};
 
-/// The STS API: the types of its requests and answers, its table and the [`Sts`](model::Sts) trait, generated from the model
+/// The STS API: the types of its requests and answers, its table and the [`Sts`] trait, generated from the model
 /// for the operations of `sts.toml`.
 pub mod model {
     haar_api::include_model!("sts.rs");
