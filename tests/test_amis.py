@@ -381,7 +381,8 @@ def publisher(tmp_path):
 
 
 def test_images_are_found_by_public_parameters(make_daemon, publisher):
-    daemon = make_daemon("--compute", "simulated")
+    # Its library is empty: the tests' own has a debian-12.
+    daemon = make_daemon("--compute", "simulated", images=None)
     ec2, ssm = daemon.client("ec2"), daemon.client("ssm")
     name = "/aws/service/debian/release/12/latest/amd64"
     assert refusal(ssm.get_parameter, Name=name)[0] == "ParameterNotFound"
