@@ -661,7 +661,10 @@ mod tests {
             for resource in operation.permissions.iter().filter_map(|permission| permission.resource) {
                 let arn = resource.arn("eu-central-1", "123456789012", "x");
                 assert!(
-                    arn == "x" || arn.starts_with("arn:aws:ec2:eu-central-1:"),
+                    // Besides EC2's own, the public parameter that may name an image.
+                    arn == "x"
+                        || arn.starts_with("arn:aws:ec2:eu-central-1:")
+                        || arn == "arn:aws:ssm:eu-central-1::parameterx",
                     "{}: {arn}",
                     operation.route.name
                 );
