@@ -210,6 +210,20 @@ class Bench:
         return latency(endpoint.port, request, check=check)
 
 
+def least(folder: Path, size: int) -> float:
+    """What a call with an answer of this many bytes takes at least, in seconds: its server has the answer ready."""
+    program = folder / "canned"
+    if not program.exists():
+        subprocess.run(["gcc", "-O2", "-o", str(program), str(ROOT / "bench/canned.c")], check=True)
+    process = subprocess.Popen([program, str(size)], stdout=subprocess.PIPE, text=True)
+    try:
+        port = int(process.stdout.readline())
+        return latency(port, Endpoint(port).request("DescribeInstances"))
+    finally:
+        process.kill()
+        process.wait()
+
+
 def show(what: str, value: float) -> str:
     if "memory" in what:
         return f"{value / (1 << 20):.1f} MiB"
@@ -288,6 +302,25 @@ def api_section(benches: list[Bench]) -> list[str]:
         *table(benches),
         "",
         f"The answer with {benches[0].sizes[-1]} records has: {sizes}.",
+        "",
+        *floor(benches[0]),
+    ]
+
+
+def floor(bench: Bench) -> list[str]:
+    """How DescribeInstances compares to a server that sends as many bytes without any work."""
+    lines = []
+    with tempfile.TemporaryDirectory() as folder:
+        for size in bench.sizes:
+            ours, length = bench.results[f"DescribeInstances, {size} records"], int(bench.results[f"bytes of {size} records"])
+            ready = least(Path(folder), length)
+            lines.append(f"| {size} | {length} | {show('', ours)} | {show('', ready)} | {ours / ready:.1f} |")
+    return [
+        "A server that has its answer ready sends as many bytes to the same client, doing nothing else: no call can take less.",
+        "",
+        f"| records | bytes of {bench.name}'s answer | {bench.name} | ready answer | ratio |",
+        "|---:|---:|---:|---:|---:|",
+        *lines,
         "",
     ]
 
