@@ -101,6 +101,27 @@ pub struct Session {
     pub keys: BTreeMap<String, Vec<String>>,
 }
 
+impl Session {
+    /// A session from `issued` on for this long, with nothing in it. Its times are whole seconds, as tokens have them.
+    #[must_use]
+    pub fn new(origin: SessionOrigin, issued: OffsetDateTime, life: time::Duration) -> Self {
+        let issued = issued.replace_nanosecond(0).unwrap_or(issued);
+        Self {
+            origin,
+            issued,
+            expires: issued + life,
+            policies: Vec::new(),
+            policy_arns: Vec::new(),
+            tags: BTreeMap::new(),
+            transitive_tag_keys: BTreeSet::new(),
+            source_identity: None,
+            mfa: false,
+            federated_provider: None,
+            keys: BTreeMap::new(),
+        }
+    }
+}
+
 #[allow(clippy::trivially_copy_pass_by_ref)] // the form that serde calls
 fn is_false(value: &bool) -> bool {
     !value

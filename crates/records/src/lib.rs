@@ -17,16 +17,19 @@ pub const GLOBAL_REGION: &str = "-";
 /// Tags of a resource, by key.
 pub type Tags = std::collections::BTreeMap<String, String>;
 
-/// Implements [`haar_store::Resource`] for a record with `account`, `region` and `id` fields.
+/// Implements [`haar_store::Resource`] for a record with `account`, `region` and `id` fields; after `@`, for one that has an `id` field,
+/// and its account and region from functions.
 macro_rules! resource {
-    ($type:ty, $kind:literal $(, $index:literal => |$this:ident| $values:expr)* $(,)?) => {
+    (@ $type:ty, $account:expr, $region:expr, $kind:literal $(, $index:literal => |$this:ident| $values:expr)* $(,)?) => {
         impl haar_store::Resource for $type {
             const KIND: &'static str = $kind;
             fn account(&self) -> &str {
-                &self.account
+                let account: fn(&Self) -> &str = $account;
+                account(self)
             }
             fn region(&self) -> &str {
-                &self.region
+                let region: fn(&Self) -> &str = $region;
+                region(self)
             }
             fn id(&self) -> &str {
                 &self.id
@@ -41,6 +44,9 @@ macro_rules! resource {
                 out
             }
         }
+    };
+    ($type:ty, $($rest:tt)*) => {
+        $crate::resource!(@ $type, |record| &record.account, |record| &record.region, $($rest)*);
     };
 }
 pub(crate) use resource;

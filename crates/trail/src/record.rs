@@ -180,7 +180,6 @@ fn without_secrets(mut value: Value) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
     use std::sync::Arc;
 
     use haar_api::{Context, Session};
@@ -189,19 +188,10 @@ mod tests {
 
     fn session(origin: SessionOrigin) -> Arc<Session> {
         let issued = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
-        Arc::new(Session {
-            origin,
-            issued,
-            expires: issued + time::Duration::HOUR,
-            policies: Vec::new(),
-            policy_arns: Vec::new(),
-            tags: BTreeMap::new(),
-            transitive_tag_keys: BTreeSet::new(),
-            source_identity: Some("alice".into()),
-            mfa: false,
-            federated_provider: Some("arn:aws:iam::123456789012:oidc-provider/example.com".into()),
-            keys: BTreeMap::new(),
-        })
+        let mut session = Session::new(origin, issued, time::Duration::HOUR);
+        session.source_identity = Some("alice".into());
+        session.federated_provider = Some("arn:aws:iam::123456789012:oidc-provider/example.com".into());
+        Arc::new(session)
     }
 
     /// The record of a request of this principal.

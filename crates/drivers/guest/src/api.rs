@@ -1,14 +1,13 @@
 //! The way to the cloud's API: guests reach it on their link, wherever the daemon listens on the host.
 
-use std::net::{IpAddr, SocketAddr, TcpListener as StdTcpListener};
-use std::sync::Arc;
-use std::time::Duration;
+use std::net::{SocketAddr, TcpListener as StdTcpListener};
 
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::ServeError;
+use crate::accept::Connections;
 use crate::quota::Quota;
 
 /// The port of the API, at the address of the metadata service.
@@ -17,9 +16,6 @@ pub const API_PORT: u16 = 4566;
 /// Connections under way at once: of all guests of a VPC, and of one.
 const CONNECTIONS: usize = 1024;
 const CONNECTIONS_OF_ONE: usize = 64;
-
-/// How long to wait when no connection can be accepted for want of file descriptors or memory.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// A connection of a guest to the API: its stream, the guest's address in its VPC, and the guest's share of connections, to be dropped with
 /// the connection.
@@ -36,27 +32,11 @@ pub async fn serve_api(
     callers: mpsc::Sender<Caller>,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
-    listener.set_nonblocking(true).map_err(ServeError::Socket)?;
-    let listener = TcpListener::from_std(listener).map_err(ServeError::Socket)?;
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    let quota = Quota::new(CONNECTIONS_OF_ONE);
+    let connections = Connections::new(listener, "the API", CONNECTIONS, Quota::new(CONNECTIONS_OF_ONE))?;
     let accept = async {
         loop {
-            let Ok(place) = places.clone().acquire_owned().await else { return };
-            let (stream, peer) = match listener.accept().await {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::debug!(%error, "accepting failed");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                    continue;
-                }
-            };
-            let IpAddr::V4(guest) = peer.ip() else { continue };
-            let Some(permit) = quota.acquire(guest) else {
-                tracing::debug!(%peer, "too many connections to the API");
-                continue;
-            };
-            if callers.send((stream, peer, Box::new((place, permit)))).await.is_err() {
+            let (stream, peer, place) = connections.next().await;
+            if callers.send((stream, peer.into(), Box::new(place))).await.is_err() {
                 return;
             }
         }

@@ -48,6 +48,7 @@
 #[cfg(test)]
 extern crate self as haar_guest;
 
+mod accept;
 mod api;
 mod dhcp;
 mod dns;

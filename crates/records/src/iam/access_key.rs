@@ -3,11 +3,10 @@
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::REGION;
-use crate::GLOBAL_ACCOUNT;
+use super::accountless;
 use crate::ec2::wire_enum;
 
-/// A long-term access key. Requests name it without its account, so all of them are kept under [`GLOBAL_ACCOUNT`].
+/// A long-term access key. Requests name it without its account, so all of them are kept under [`crate::GLOBAL_ACCOUNT`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AccessKey {
     /// `AKIA…`
@@ -35,22 +34,10 @@ impl AccessKey {
     }
 }
 
-impl haar_store::Resource for AccessKey {
-    const KIND: &'static str = "iam.access-key";
-    fn account(&self) -> &str {
-        GLOBAL_ACCOUNT
-    }
-    fn region(&self) -> &str {
-        REGION
-    }
-    fn id(&self) -> &str {
-        &self.id
-    }
-    fn indexes(&self) -> Vec<(&'static str, String)> {
-        let owner = Self::owner(&self.owner_account, self.user_id.as_deref());
-        vec![("owner", owner), ("account", self.owner_account.clone())]
-    }
-}
+accountless!(AccessKey, "iam.access-key",
+    "owner" => |k| [Self::owner(&k.owner_account, k.user_id.as_deref())],
+    "account" => |k| [k.owner_account.clone()],
+);
 
 wire_enum! {
     /// `statusType` of an access key.
@@ -80,15 +67,4 @@ pub struct Usage {
     pub service: String,
 }
 
-impl haar_store::Resource for Usage {
-    const KIND: &'static str = "iam.usage";
-    fn account(&self) -> &str {
-        GLOBAL_ACCOUNT
-    }
-    fn region(&self) -> &str {
-        REGION
-    }
-    fn id(&self) -> &str {
-        &self.id
-    }
-}
+accountless!(Usage, "iam.usage");

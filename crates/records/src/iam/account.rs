@@ -3,8 +3,7 @@
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::{REGION, named};
-use crate::GLOBAL_ACCOUNT;
+use super::{accountless, named};
 
 /// An account of this installation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,15 +37,4 @@ pub struct AccountAlias {
     pub holder: String,
 }
 
-impl haar_store::Resource for AccountAlias {
-    const KIND: &'static str = "iam.account-alias";
-    fn account(&self) -> &str {
-        GLOBAL_ACCOUNT
-    }
-    fn region(&self) -> &str {
-        REGION
-    }
-    fn id(&self) -> &str {
-        &self.id
-    }
-}
+accountless!(AccountAlias, "iam.account-alias");

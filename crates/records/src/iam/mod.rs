@@ -40,30 +40,18 @@ pub fn name_id(name: &str) -> String {
     name.to_lowercase()
 }
 
-/// Implements [`haar_store::Resource`] for a record with an `account` and a `name`.
+/// Implements [`haar_store::Resource`] for a record of an account, with `account` and `id` fields.
 macro_rules! named {
-    ($type:ty, $kind:literal $(, $index:literal => |$this:ident| $values:expr)* $(,)?) => {
-        impl haar_store::Resource for $type {
-            const KIND: &'static str = $kind;
-            fn account(&self) -> &str {
-                &self.account
-            }
-            fn region(&self) -> &str {
-                $crate::iam::REGION
-            }
-            fn id(&self) -> &str {
-                &self.id
-            }
-            fn indexes(&self) -> Vec<(&'static str, String)> {
-                #[allow(unused_mut)]
-                let mut out = Vec::new();
-                $({
-                    let $this = self;
-                    out.extend($values.into_iter().map(|value| ($index, value)));
-                })*
-                out
-            }
-        }
+    ($type:ty, $($rest:tt)*) => {
+        $crate::resource!(@ $type, |record| &record.account, |_| $crate::iam::REGION, $($rest)*);
     };
 }
 pub(crate) use named;
+
+/// Implements [`haar_store::Resource`] for a record that is found without its account, with an `id` field.
+macro_rules! accountless {
+    ($type:ty, $($rest:tt)*) => {
+        $crate::resource!(@ $type, |_| $crate::GLOBAL_ACCOUNT, |_| $crate::iam::REGION, $($rest)*);
+    };
+}
+pub(crate) use accountless;

@@ -1,7 +1,7 @@
 //! Credentials of the roles of instances (IAM User Guide, "Use an IAM role to grant permissions to applications running on Amazon EC2
 //! instances").
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use haar_api::{Session, SessionOrigin};
@@ -105,19 +105,8 @@ impl InstanceRoles {
             return Some((given.credentials.clone(), given.issued));
         }
         let arn = format!("arn:aws:ec2:{}:{}:instance/{}", instance.region, instance.account, instance.id);
-        let session = Session {
-            origin: SessionOrigin::AssumeRole,
-            issued: now,
-            expires: now + LIFE,
-            policies: Vec::new(),
-            policy_arns: Vec::new(),
-            tags: BTreeMap::new(),
-            transitive_tag_keys: BTreeSet::new(),
-            source_identity: None,
-            mfa: false,
-            federated_provider: None,
-            keys: BTreeMap::from([("ec2:SourceInstanceARN".to_owned(), vec![arn])]),
-        };
+        let mut session = Session::new(SessionOrigin::AssumeRole, now, LIFE);
+        session.keys.insert("ec2:SourceInstanceARN".to_owned(), vec![arn]);
         let made = self.keyring.role_credentials(&role.account, &role.role_id, &instance.id, session)?;
         // What was given to instances that are gone is forgotten.
         given.retain(|id, _| {

@@ -473,19 +473,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn session(now: OffsetDateTime) -> Session {
-        Session {
-            origin: SessionOrigin::AssumeRole,
-            issued: now,
-            expires: now + time::Duration::hours(1),
-            policies: Vec::new(),
-            policy_arns: Vec::new(),
-            tags: BTreeMap::new(),
-            transitive_tag_keys: Default::default(),
-            source_identity: None,
-            mfa: false,
-            federated_provider: None,
-            keys: BTreeMap::new(),
-        }
+        Session::new(SessionOrigin::AssumeRole, now, time::Duration::hours(1))
     }
 
     fn now() -> OffsetDateTime {

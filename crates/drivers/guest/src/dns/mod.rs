@@ -4,7 +4,7 @@ mod forward;
 mod zone;
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, TcpListener as StdTcpListener, UdpSocket as StdUdpSocket};
+use std::net::{Ipv4Addr, TcpListener as StdTcpListener, UdpSocket as StdUdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +12,7 @@ use hickory_proto::op::{Edns, Header, Message, MessageType, OpCode, ResponseCode
 use hickory_proto::rr::{DNSClass, RecordType};
 use hickory_proto::serialize::binary::BinDecodable;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +22,7 @@ use self::forward::Transport;
 use self::zone::Found;
 pub use self::zone::Zone;
 use crate::ServeError;
+use crate::accept::Connections;
 use crate::quota::Quota;
 use crate::udp::{LinkSocket, MAX_DATAGRAM};
 use crate::view::Directory;
@@ -36,9 +36,6 @@ const CONNECTIONS_OF_ONE: usize = 8;
 
 /// How long a TCP connection may stay silent or unread.
 const IDLE: Duration = Duration::from_secs(10);
-
-/// How long to wait when no connection can be accepted for want of file descriptors or memory.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// Largest answer by UDP without and with EDNS, as this server advertises it (RFC 1035, RFC 6891).
 const UDP_PAYLOAD: usize = 512;
@@ -82,9 +79,9 @@ pub async fn serve_dns(
         loops.spawn(Arc::clone(&resolver).serve_udp(Arc::new(socket)));
     }
     for listener in server.tcp {
-        listener.set_nonblocking(true).map_err(ServeError::Socket)?;
-        let listener = TcpListener::from_std(listener).map_err(ServeError::Socket)?;
-        loops.spawn(Arc::clone(&resolver).serve_tcp(listener));
+        let quota = Arc::clone(&resolver.connections);
+        let connections = Connections::new(listener, "the resolver", CONNECTIONS, quota)?;
+        loops.spawn(Arc::clone(&resolver).serve_tcp(connections));
     }
     tokio::select! {
         () = shutdown.cancelled() => {}
@@ -150,28 +147,15 @@ impl Resolver {
         }
     }
 
-    async fn serve_tcp(self: Arc<Self>, listener: TcpListener) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
+    async fn serve_tcp(self: Arc<Self>, arriving: Connections) {
         let mut connections = JoinSet::new();
         loop {
+            let (stream, peer, place) = arriving.next().await;
             while connections.try_join_next().is_some() {}
-            let place = Arc::clone(&places).acquire_owned().await;
-            let (stream, peer) = match listener.accept().await {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::debug!(%error, "accepting failed");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                    continue;
-                }
-            };
-            let IpAddr::V4(guest) = peer.ip() else { continue };
-            let Some(permit) = self.connections.acquire(guest) else {
-                tracing::debug!(%guest, "too many connections to the resolver");
-                continue;
-            };
+            let guest = *peer.ip();
             let this = Arc::clone(&self);
             connections.spawn(async move {
-                let _held = (place, permit);
+                let _held = place;
                 if let Err(error) = this.serve_connection(stream, guest).await {
                     tracing::debug!(%guest, %error, "a connection to the resolver ended");
                 }

@@ -5,7 +5,7 @@ mod token;
 mod tree;
 
 use std::convert::Infallible;
-use std::net::{IpAddr, Ipv4Addr, TcpListener as StdTcpListener};
+use std::net::{Ipv4Addr, TcpListener as StdTcpListener};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -18,8 +18,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use percent_encoding::percent_decode_str;
 use socket2::{SockRef, Socket};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +27,7 @@ use self::token::MAX_TTL;
 pub use self::token::TokenKey;
 use self::tree::{Content, LATEST};
 use crate::ServeError;
+use crate::accept::Connections;
 use crate::quota::Quota;
 use crate::view::{Directory, Instance};
 
@@ -46,9 +46,6 @@ const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_HEAD: usize = 16 * 1024;
 const MAX_BODY: usize = 16 * 1024;
 
-/// How long to wait when no connection can be accepted for want of file descriptors or memory.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
-
 /// Serves instance metadata on `listener` until `shutdown` fires.
 ///
 /// `listener` listens on 169.254.169.254:80 in the VPC's namespace. The instance is known by the address that the
@@ -65,33 +62,18 @@ pub async fn serve_imds(
     key: TokenKey,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
-    listener.set_nonblocking(true).map_err(ServeError::Socket)?;
-    let listener = TcpListener::from_std(listener).map_err(ServeError::Socket)?;
+    let quota = Quota::new(CONNECTIONS_OF_ONE);
+    let arriving = Connections::new(listener, "the metadata service", CONNECTIONS, quota)?;
     let service = Arc::new(Imds { directory, key });
     let accept = async {
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
-        let quota = Quota::new(CONNECTIONS_OF_ONE);
         let mut connections = JoinSet::new();
         loop {
+            let (stream, peer, place) = arriving.next().await;
             while connections.try_join_next().is_some() {}
-            let place = Arc::clone(&places).acquire_owned().await;
-            let (stream, peer) = match listener.accept().await {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::debug!(%error, "accepting failed");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                    continue;
-                }
-            };
-            let IpAddr::V4(peer) = peer.ip() else { continue };
-            let Some(permit) = quota.acquire(peer) else {
-                tracing::debug!(%peer, "too many connections to the metadata service");
-                continue;
-            };
             let service = Arc::clone(&service);
             connections.spawn(async move {
-                let _held = (place, permit);
-                if timeout(EXCHANGE_TIMEOUT, service.serve(stream, peer)).await.is_err() {
+                let _held = place;
+                if timeout(EXCHANGE_TIMEOUT, service.serve(stream, *peer.ip())).await.is_err() {
                     tracing::debug!(%peer, "a metadata request took too long");
                 }
             });
@@ -99,7 +81,7 @@ pub async fn serve_imds(
     };
     tokio::select! {
         () = shutdown.cancelled() => Ok(()),
-        never = accept => never,
+        () = accept => Ok(()),
     }
 }
 

@@ -9,12 +9,12 @@ use haar_store::Snapshot;
 
 use super::Handlers;
 use super::common::*;
-use super::identities::{attached, boundary};
+use super::identities::attached;
 use super::model::*;
 use super::policies::{aws_detail, own_detail, usage_counts};
-use super::roles::{instance_profile, last_used};
+use super::roles::{instance_profile, role};
+use super::users::{group, user};
 use crate::aws_managed;
-use crate::trust;
 
 fn account(tx: &mut haar_store::Tx, ctx: &Context) -> Result<Account> {
     let found = tx.get::<Account>(&ctx.account, REGION, &ctx.account);
@@ -155,27 +155,29 @@ fn managed(arns: &[String]) -> Vec<AttachedPolicy> {
 
 fn user_detail(snapshot: &Snapshot, record: &iam::User) -> UserDetail {
     let group = |id: &String| Some(snapshot.get::<iam::Group>(&record.account, REGION, id)?.name.clone());
+    let User { path, user_name, user_id, arn, create_date, permissions_boundary, tags, .. } = user(record);
     UserDetail {
-        path: Some(record.path.clone()),
-        user_name: Some(record.name.clone()),
-        user_id: Some(record.user_id.clone()),
-        arn: Some(record.arn()),
-        create_date: Some(record.create_time),
+        path,
+        user_name,
+        user_id,
+        arn,
+        create_date,
         user_policy_list: inline(&record.inline_policies),
         group_list: record.groups.iter().filter_map(group).collect(),
         attached_managed_policies: managed(&record.attached_policies),
-        permissions_boundary: boundary(record.permissions_boundary.as_ref()),
-        tags: tags(&record.tags),
+        permissions_boundary,
+        tags,
     }
 }
 
 fn group_detail(record: &iam::Group) -> GroupDetail {
+    let Group { path, group_name, group_id, arn, create_date } = group(record);
     GroupDetail {
-        path: Some(record.path.clone()),
-        group_name: Some(record.name.clone()),
-        group_id: Some(record.group_id.clone()),
-        arn: Some(record.arn()),
-        create_date: Some(record.create_time),
+        path,
+        group_name,
+        group_id,
+        arn,
+        create_date,
         group_policy_list: inline(&record.inline_policies),
         attached_managed_policies: managed(&record.attached_policies),
     }
@@ -183,21 +185,22 @@ fn group_detail(record: &iam::Group) -> GroupDetail {
 
 fn role_detail(handlers: &Handlers, snapshot: &Snapshot, record: &iam::Role) -> RoleDetail {
     let profiles = snapshot.by_index::<iam::InstanceProfile>(&record.account, REGION, "role", &record.id);
+    let role = role(handlers, snapshot, record);
     RoleDetail {
-        path: Some(record.path.clone()),
-        role_name: Some(record.name.clone()),
-        role_id: Some(record.role_id.clone()),
-        arn: Some(record.arn()),
-        create_date: Some(record.create_time),
-        assume_role_policy_document: Some(encoded(&trust::document(snapshot, record))),
+        path: role.path,
+        role_name: role.role_name,
+        role_id: role.role_id,
+        arn: role.arn,
+        create_date: role.create_date,
+        assume_role_policy_document: role.assume_role_policy_document,
         instance_profile_list: profiles
             .map(|profile| instance_profile(handlers, snapshot, profile))
             .collect(),
         role_policy_list: inline(&record.inline_policies),
         attached_managed_policies: managed(&record.attached_policies),
-        permissions_boundary: boundary(record.permissions_boundary.as_ref()),
-        tags: tags(&record.tags),
-        role_last_used: Some(last_used(handlers, snapshot, record)),
+        permissions_boundary: role.permissions_boundary,
+        tags: role.tags,
+        role_last_used: role.role_last_used,
     }
 }
 

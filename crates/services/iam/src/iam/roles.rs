@@ -38,7 +38,7 @@ pub(super) fn role(handlers: &Handlers, snapshot: &Snapshot, record: &iam::Role)
     }
 }
 
-pub(super) fn last_used(handlers: &Handlers, snapshot: &Snapshot, record: &iam::Role) -> RoleLastUsed {
+fn last_used(handlers: &Handlers, snapshot: &Snapshot, record: &iam::Role) -> RoleLastUsed {
     let usage = handlers.keyring.usage(snapshot, &record.role_id);
     RoleLastUsed {
         last_used_date: usage.as_ref().map(|usage| usage.at),

@@ -6,11 +6,12 @@ use haar_api::{Context, Error, PrincipalKind, Session, SessionOrigin};
 use haar_policy::{Attached, PolicyKind, Request, Resource, ResourcePolicy};
 use haar_records::iam::{REGION, Role, name_id};
 use haar_store::{Entry, Snapshot};
+use time::Duration;
 
 use super::model::*;
 use super::{
-    Handlers, add_policies, assumed_role_user, credentials, denied, gone, invalid, keys, new_session,
-    packed_size, read_tags,
+    Handlers, add_policies, assumed_role_user, credentials, denied, gone, invalid, keys, packed_size,
+    read_tags,
 };
 use crate::Caller;
 use crate::keyring::Holder;
@@ -155,7 +156,7 @@ pub(super) fn assume_role(
         ));
     }
 
-    let mut session = new_session(SessionOrigin::AssumeRole, ctx.now, i64::from(seconds));
+    let mut session = Session::new(SessionOrigin::AssumeRole, ctx.now, Duration::seconds(seconds.into()));
     add_policies(&mut session, &snapshot, &role.account, input.policy, input.policy_arns)?;
     session.tags = tags;
     session.tags.extend(inherited.iter().cloned());

@@ -1,13 +1,12 @@
 //! `GetSessionToken`, `GetFederationToken`, `GetAccessKeyInfo` (STS API Reference).
 
-use haar_api::{Context, Error, PrincipalKind, SessionOrigin};
+use haar_api::{Context, Error, PrincipalKind, Session, SessionOrigin};
 use haar_records::GLOBAL_ACCOUNT;
 use haar_records::iam::{AccessKey, Account, REGION};
+use time::Duration;
 
 use super::model::*;
-use super::{
-    Handlers, add_policies, credentials, denied, gone, invalid, new_session, packed_size, read_tags,
-};
+use super::{Handlers, add_policies, credentials, denied, gone, invalid, packed_size, read_tags};
 use crate::keyring::{Holder, account_of_key_id};
 
 /// The length of these sessions where it is not said: twelve hours.
@@ -37,7 +36,7 @@ pub(super) fn get_session_token(
 ) -> Result<GetSessionTokenResponse, Error> {
     let (user, seconds) = holder(ctx, "GetSessionToken", input.duration_seconds)?;
     let holder = user.map_or(Holder::Root, |user_id| Holder::User { user_id });
-    let session = new_session(SessionOrigin::GetSessionToken, ctx.now, seconds);
+    let session = Session::new(SessionOrigin::GetSessionToken, ctx.now, Duration::seconds(seconds));
     let made = handlers.keyring.issue(&handlers.store.snapshot(), &ctx.account, holder, session);
     Ok(GetSessionTokenResponse { credentials: credentials(&made.ok_or_else(gone)?) })
 }
@@ -49,7 +48,7 @@ pub(super) fn get_federation_token(
 ) -> Result<GetFederationTokenResponse, Error> {
     let (user, seconds) = holder(ctx, "GetFederationToken", input.duration_seconds)?;
     let snapshot = handlers.store.snapshot();
-    let mut session = new_session(SessionOrigin::GetFederationToken, ctx.now, seconds);
+    let mut session = Session::new(SessionOrigin::GetFederationToken, ctx.now, Duration::seconds(seconds));
     add_policies(&mut session, &snapshot, &ctx.account, input.policy, input.policy_arns)?;
     session.tags = read_tags(input.tags)?;
     let packed_policy_size = packed_size(&session)?;

@@ -10,10 +10,9 @@ mod web_identity;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use haar_api::{Context, Error, Session, SessionOrigin};
+use haar_api::{Context, Error, Session};
 use haar_policy::{MalformedPolicy, Policy, PolicyKind, length_without_white_space};
 use haar_store::{Snapshot, Store};
-use time::{Duration, OffsetDateTime};
 
 use crate::caller::{Documents, managed_document, policy_arn};
 use crate::keyring::{Keyring, Temporary, pack};
@@ -135,25 +134,6 @@ fn invalid(message: impl Into<String>) -> Error {
 
 fn malformed(error: &MalformedPolicy) -> Error {
     Error::new("MalformedPolicyDocument", error.message())
-}
-
-/// A session that begins now, with nothing in it.
-fn new_session(origin: SessionOrigin, now: OffsetDateTime, seconds: i64) -> Session {
-    // Whole seconds, as the token has them.
-    let issued = now.replace_nanosecond(0).unwrap_or(now);
-    Session {
-        origin,
-        issued,
-        expires: issued + Duration::seconds(seconds),
-        policies: Vec::new(),
-        policy_arns: Vec::new(),
-        tags: BTreeMap::new(),
-        transitive_tag_keys: BTreeSet::new(),
-        source_identity: None,
-        mfa: false,
-        federated_provider: None,
-        keys: BTreeMap::new(),
-    }
 }
 
 /// Puts session policies into a session, checked. `account` is that of the role or user.

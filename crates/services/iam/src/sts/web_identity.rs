@@ -2,18 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use haar_api::{Context, Error, SessionOrigin};
+use haar_api::{Context, Error, Session, SessionOrigin};
 use haar_policy::{Principal, Request, Resource, ResourcePolicy};
 use haar_records::iam::{OpenIdConnectProvider, REGION};
 use haar_store::{Entry, Snapshot};
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use super::assume_role::{check_arn, duration, find, issue, trust};
 use super::jwt::Jwt;
 use super::model::*;
-use super::{
-    Handlers, add_policies, assumed_role_user, credentials, denied, keys, new_session, packed_size, read_tags,
-};
+use super::{Handlers, add_policies, assumed_role_user, credentials, denied, keys, packed_size, read_tags};
 
 /// How far the clock of an issuer may be ahead, in seconds.
 const SKEW: i64 = 300;
@@ -128,7 +126,8 @@ pub(super) async fn assume_role_with_web_identity(
         }
     }
     let seconds = duration(&role, input.duration_seconds)?;
-    let mut session = new_session(SessionOrigin::AssumeRoleWithWebIdentity, ctx.now, seconds.into());
+    let mut session =
+        Session::new(SessionOrigin::AssumeRoleWithWebIdentity, ctx.now, Duration::seconds(seconds.into()));
     add_policies(&mut session, &snapshot, &role.account, input.policy, input.policy_arns)?;
     session.tags = tags;
     session.transitive_tag_keys = transitive;
