@@ -1,10 +1,12 @@
 """Who may do what: policies decide over every request, by action, resource and condition, whatever the service."""
 
 import json
+import re
 
 import pytest
 from botocore.exceptions import ClientError
 from support.identities import User, allow, deny, name, policy, refused, trust, with_credentials
+from support.operations import call, complete, operations, table
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +188,55 @@ def test_refusals_of_users_are_in_the_trail(simulated):
     assert found["errorCode"] == "Client.UnauthorizedOperation"
     identity = found["userIdentity"]
     assert (identity["type"], identity["userName"], identity["principalId"]) == ("IAMUser", user.name, user.id)
+
+
+# What every caller may do, and what a handler decides by the policy of a role.
+FREE = {"GetCallerIdentity", "GetSessionToken", "AssumeRole", "AssumeRoleWithWebIdentity"}
+
+
+@pytest.fixture(scope="module")
+def nobody(simulated) -> User:
+    """A user without permissions."""
+    return User(simulated, "nobody")
+
+
+@pytest.fixture(scope="module")
+def barred(simulated) -> User:
+    """A user who may do everything and is denied everything."""
+    return User(simulated, "barred", allow("*"), deny("*"))
+
+
+@pytest.mark.parametrize(("service", "operation"), operations(), ids=lambda value: value)
+def test_every_operation_is_refused_to_whom_no_policy_allows_it(simulated, nobody, barred, service, operation):
+    declared = table(service)["authorization"][operation]
+    if not declared:
+        assert operation in FREE
+        return
+    actions = {f"{service}:{operation}"} | {word for entry in declared for word in entry.split() if re.match("[a-z0-9]+:[A-Z]", word)}
+    expected = {"ec2": ("UnauthorizedOperation", 403), "iam": ("AccessDenied", 403), "sts": ("AccessDenied", 403)}
+    expected |= {"ebs": ("AccessDeniedException", 403), "ssm": ("AccessDeniedException", 400)}
+    form = r"User: (\S+) is not authorized to perform: (\S+)(?: on resource: (\S+))? (.*)"
+    for user, why in ((nobody, "because no identity-based policy allows the {} action"), (barred, "with an explicit deny in an identity-based policy")):
+        client = user.client(service)
+        request: dict = {}
+        if shape := client.meta.service_model.operation_model(operation).input_shape:
+            complete(shape, request)
+        with pytest.raises(ClientError) as refusal:
+            call(client, operation, request)
+        answer = refusal.value.response
+        assert (answer["Error"]["Code"], answer["ResponseMetadata"]["HTTPStatusCode"]) == expected[service], answer
+        message, encoded = answer["Error"]["Message"], None
+        if service == "ec2":
+            before, message = message.split(". ", 1)
+            assert before == "You are not authorized to perform this operation"
+            message, encoded = message.split(". Encoded authorization failure message: ")
+        arn, action, resource, reason = re.fullmatch(form, message).groups()
+        assert arn == user.arn and action in actions
+        assert reason == why.format(action)
+        assert resource is None or resource == "*" or resource.startswith("arn:aws:")
+        if encoded:
+            decoded = json.loads(simulated.client("sts").decode_authorization_message(EncodedMessage=encoded)["DecodedMessage"])
+            assert (decoded["allowed"], decoded["explicitDeny"]) == (False, user is barred)
+            context = decoded["context"]
+            assert (context["action"], context["principal"]["arn"]) == (action, user.arn)
+            assert resource in (None, context["resource"])

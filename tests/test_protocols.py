@@ -374,6 +374,11 @@ def test_values_at_their_bounds_are_accepted(client, service):
 
 
 @pytest.mark.parametrize("service", SERVICES)
+def test_a_handler_gets_what_the_authorizer_took_the_request_for(client, service):
+    assert plain(client(service).check(Name="alias", Count=2)) == {"Name": "meant"}
+
+
+@pytest.mark.parametrize("service", SERVICES)
 def test_required_members_are_required(client, service):
     code = "MissingParameter" if service == EC2 else validation(service)
     for parameters, name in (({}, "ame"), (GOOD | {"Items": [{"Count": 1}]}, "d")):

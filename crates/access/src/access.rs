@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use haar_api::schema::{Operation, Otherwise, Part, Permission};
+use haar_api::schema::{Operation, Otherwise, Part, Permission, Protocol, ServiceModel};
 use haar_api::value::Value;
 use haar_api::{Authorizer, Context, Error};
 use haar_policy::{Attached, Denied, Environment, Key, Keys, Policies, Principal, Request, Values};
@@ -87,19 +87,24 @@ impl Access {
     fn refuse(
         &self,
         ctx: &Context,
+        protocol: Protocol,
         denied: &Denied<'_>,
         resource: &Resource,
         keys: &RequestKeys<'_>,
     ) -> Error {
-        // EC2 has a code of its own (EC2 API Reference, "Error codes for the Amazon EC2 API").
-        if ctx.service == "ec2" {
-            let encoded = (self.seal)(&ctx.account, &message::of(denied, resource, keys).to_string());
-            let text = format!(
-                "You are not authorized to perform this operation. {denied}. Encoded authorization failure message: {encoded}"
-            );
-            return Error::new("UnauthorizedOperation", text).with_status(403);
+        match protocol {
+            // EC2 has a code of its own (EC2 API Reference, "Error codes for the Amazon EC2 API").
+            Protocol::Ec2 => {
+                let encoded = (self.seal)(&ctx.account, &message::of(denied, resource, keys).to_string());
+                let text = format!(
+                    "You are not authorized to perform this operation. {denied}. Encoded authorization failure message: {encoded}"
+                );
+                Error::new("UnauthorizedOperation", text).with_status(403)
+            }
+            Protocol::Query => Error::new("AccessDenied", denied.to_string()).with_status(403),
+            Protocol::RestJson => Error::new("AccessDeniedException", denied.to_string()).with_status(403),
+            Protocol::Json(_) => Error::new("AccessDeniedException", denied.to_string()),
         }
-        Error::new("AccessDenied", denied.to_string()).with_status(403)
     }
 }
 
@@ -109,15 +114,24 @@ fn any() -> Resource {
 }
 
 impl Authorizer for Access {
-    fn authorize(&self, ctx: &Context, operation: &'static Operation, input: &Value) -> Result<(), Error> {
+    fn authorize(
+        &self,
+        ctx: &Context,
+        model: &'static ServiceModel,
+        operation: &'static Operation,
+        input: &Value,
+    ) -> Result<Option<Value>, Error> {
         // "AWS account root user": no policy limits what it does in its own account.
         if ctx.principal.is_root() && ctx.principal.account == ctx.account || operation.permissions.is_empty()
         {
-            return Ok(());
+            return Ok(None);
         }
         let complete =
             self.services.get(ctx.service).and_then(|service| service.complete(ctx, operation, input));
-        let input = complete.as_ref().unwrap_or(input);
+        let (input, fixed) = match &complete {
+            Some(complete) => (&complete.asked, complete.fixed.clone()),
+            None => (input, None),
+        };
         let caller = self.callers.caller(ctx);
         let policies = Policies {
             identity: &caller.identity,
@@ -129,7 +143,7 @@ impl Authorizer for Access {
             let request = Request { principal: &caller.principal, policies, action, keys: &keys };
             request
                 .authorize(&[resource.as_policy_resource()])
-                .map_err(|denied| self.refuse(ctx, &denied, resource, &keys))
+                .map_err(|denied| self.refuse(ctx, model.protocol, &denied, resource, &keys))
         };
         let mut asked = false;
         for permission in operation.permissions {
@@ -141,10 +155,10 @@ impl Authorizer for Access {
         }
         // The operation's own action is asked for in any case.
         let mut actions = operation.permissions.iter().map(|permission| permission.action);
-        match actions.find(|action| !asked && is_own(ctx, operation, action)) {
-            Some(action) => check(action, &any(), Tags::of(operation, input, "*")),
-            None => Ok(()),
+        if let Some(action) = actions.find(|action| !asked && is_own(ctx, operation, action)) {
+            check(action, &any(), Tags::of(operation, input, "*"))?;
         }
+        Ok(fixed)
     }
 }
 

@@ -21,9 +21,19 @@ pub trait Resources: Send + Sync + 'static {
 
     /// The request as it will be carried out, where that takes from records what the request does not say itself, as a launch does from a
     /// template; none where it takes nothing.
-    fn complete(&self, _ctx: &Context, _operation: &'static Operation, _input: &Value) -> Option<Value> {
+    fn complete(&self, _ctx: &Context, _operation: &'static Operation, _input: &Value) -> Option<Complete> {
         None
     }
+}
+
+/// A request together with what it takes from records.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Complete {
+    /// The request that asks by itself for everything that will be done.
+    pub asked: Value,
+    /// The request that takes what was looked at, whatever becomes of the records until it is carried out; none where that is the
+    /// request itself.
+    pub fixed: Option<Value>,
 }
 
 /// Services whose resources have nothing but their ARNs.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::Error;
-use crate::schema::Operation;
+use crate::schema::{Operation, ServiceModel};
 use crate::value::Value;
 
 /// Who signed a request.
@@ -229,10 +229,19 @@ impl Context {
 ///
 /// Called once a request, after its signature and its parameters were found good, before its handler.
 pub trait Authorizer: Send + Sync + 'static {
-    /// Allows an operation with this input, or refuses it with the error to answer. The operation declares the permissions that it
-    /// asks for ([`Operation::permissions`]).
+    /// Allows an operation of a service with this input, or refuses it with the error to answer. The operation declares the
+    /// permissions that it asks for ([`Operation::permissions`]).
+    ///
+    /// Where the input may mean something else by the time that it is carried out, gives the one that means what was allowed, which
+    /// the handler gets instead.
     ///
     /// # Errors
     /// The error that the client gets, such as `UnauthorizedOperation`.
-    fn authorize(&self, ctx: &Context, operation: &'static Operation, input: &Value) -> Result<(), Error>;
+    fn authorize(
+        &self,
+        ctx: &Context,
+        service: &'static ServiceModel,
+        operation: &'static Operation,
+        input: &Value,
+    ) -> Result<Option<Value>, Error>;
 }

@@ -353,15 +353,24 @@ impl Endpoint {
         let recorder = self.recorder.as_deref().filter(|_| note::is_recorded(model.name, operation));
         let request = recorder.map(|_| note::request(model.protocol, Part(operation.input, &input)));
         // What needs no signature asks for no permission of the caller: its handler decides by what the request carries.
-        let allowed =
-            if operation.signed { self.authorizer.authorize(&ctx, operation, &input) } else { Ok(()) };
+        let allowed = if operation.signed {
+            let ask = || self.authorizer.authorize(&ctx, model, operation, &input);
+            catch_unwind(AssertUnwindSafe(ask)).unwrap_or_else(|_| Err(failed()))
+        } else {
+            Ok(None)
+        };
         let input = apply_generic(model.protocol, operation, input, &mut ctx);
+        // The context is that of the request as it was sent: a client's token stands for the same words, whatever they mean by now.
+        let allowed = allowed.map(|instead| match instead {
+            Some(instead) => apply_generic(model.protocol, operation, instead, &mut ctx.clone()),
+            None => input,
+        });
         if ctx.principal.kind != PrincipalKind::Anonymous {
             self.credentials.used(&ctx);
         }
         let mut note = Note { recorder, ctx: &ctx, model, operation, request };
         let answer = match allowed {
-            Ok(()) => contained(service.call(index, &ctx, input)).await,
+            Ok(input) => contained(service.call(index, &ctx, input)).await,
             Err(refused) => Err(refused),
         };
         let answer = answer.and_then(|answer| if ctx.dry_run { Err(Error::dry_run()) } else { Ok(answer) });
@@ -449,9 +458,14 @@ async fn contained(mut reply: Reply<'_>) -> Result<Answer, Error> {
     let poll = |cx: &mut std::task::Context<'_>| {
         // What a handler shares with others it changes in transactions only: nothing is left half done.
         let polled = catch_unwind(AssertUnwindSafe(|| reply.as_mut().poll(cx)));
-        polled.unwrap_or_else(|_| Poll::Ready(Err(Error::internal("The operation failed."))))
+        polled.unwrap_or_else(|_| Poll::Ready(Err(failed())))
     };
     std::future::poll_fn(poll).await
+}
+
+/// What answers where haar has a bug.
+fn failed() -> Error {
+    Error::internal("The operation failed.")
 }
 
 /// Takes what every operation has in common from its input into the context: EC2's `DryRun`, and the idempotency token.

@@ -374,6 +374,18 @@ pub fn value_named(shape: &'static Shape, json: &serde_json::Value) -> Option<Va
     })
 }
 
+/// Sets the member at a path of structures, where the value has them.
+pub fn set(shape: &'static Shape, value: &mut Value, path: &[&str], to: Option<Value>) {
+    let (Kind::Structure(members), Value::Structure(values)) = (&shape.kind, value) else { return };
+    let Some((name, rest)) = path.split_first() else { return };
+    let mut there = slots(members).zip(values);
+    match there.find(|((member, _), _)| member.name == *name) {
+        Some((_, slot)) if rest.is_empty() => *slot = to,
+        Some(((_, shape), Some(value))) => set(shape, value, rest, to),
+        _ => {}
+    }
+}
+
 fn collect<'v>(shape: &'static Shape, value: &'v Value, path: &[&str], found: &mut Vec<&'v Value>) {
     match (&shape.kind, value) {
         (Kind::List(list), Value::List(values)) => {

@@ -101,35 +101,37 @@ impl Reader {
         Self { folder: folder.into(), filter, at: None, lost: false }
     }
 
-    /// The wanted records that came since the latest call, oldest first.
+    /// Calls `each` with the wanted records that came since the latest call, oldest first.
     ///
     /// # Errors
-    /// What the system said.
-    pub fn read(&mut self) -> io::Result<Vec<Value>> {
+    /// What the system said, or what `each` did, which ends the reading.
+    pub fn read<E: From<io::Error>>(
+        &mut self,
+        mut each: impl FnMut(Value) -> Result<(), E>,
+    ) -> Result<(), E> {
         let open = match self.open() {
             Ok(open) => open,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(error),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error.into()),
         };
         let known = self.at.and_then(|(number, _)| open.iter().position(|(found, _)| *found == number));
         let first = match (self.at, known) {
             // A file was closed between the two looks at the folder: it is found the next time.
             (Some(_), None) if !self.lost => {
                 self.lost = true;
-                return Ok(Vec::new());
+                return Ok(());
             }
             // What was read is no longer kept: what is left begins after it.
             (Some(_), None) | (None, _) => 0,
             (Some(_), Some(known)) => known,
         };
         self.lost = false;
-        let mut found = Vec::new();
         for (position, (number, file)) in open.into_iter().enumerate().skip(first) {
             let from = if Some(position) == known { self.at.map_or(0, |(_, at)| at) } else { 0 };
-            let end = self.read_file(file, from, &mut found)?;
+            let end = self.read_file(file, from, &mut each)?;
             self.at = Some((number, end));
         }
-        Ok(found)
+        Ok(())
     }
 
     /// The files that are there, oldest first, with the numbers that they keep when they are renamed.
@@ -150,7 +152,12 @@ impl Reader {
     }
 
     /// Reads the whole lines of a file, and gives where the last one ends.
-    fn read_file(&self, mut file: File, from: u64, found: &mut Vec<Value>) -> io::Result<u64> {
+    fn read_file<E: From<io::Error>>(
+        &self,
+        mut file: File,
+        from: u64,
+        each: &mut impl FnMut(Value) -> Result<(), E>,
+    ) -> Result<u64, E> {
         file.seek(SeekFrom::Start(from))?;
         let mut file = BufReader::with_capacity(1 << 16, file);
         let (mut at, mut line) = (from, Vec::new());
@@ -165,7 +172,7 @@ impl Reader {
             if let Ok(record) = serde_json::from_slice::<Value>(&line)
                 && self.filter.wants(&record)
             {
-                found.push(record);
+                each(record)?;
             }
         }
     }

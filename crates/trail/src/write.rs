@@ -13,6 +13,9 @@ use time::macros::format_description;
 
 use crate::{CURRENT, files, record};
 
+/// The file that will be written next, while it is being made.
+const NEXT: &str = "next.jsonl";
+
 /// How long a file gets before another begins.
 const FILE: u64 = 32 << 20;
 
@@ -32,8 +35,12 @@ struct Log {
     length: u64,
     /// How many files were closed, so that the names of those of one second differ.
     closed: u32,
+    /// Closed files that are to be synchronised.
+    unsynchronised: Vec<File>,
     /// Something was written since the latest synchronisation.
     dirty: bool,
+    /// The latest try to begin another file failed, which the log was told.
+    stuck: bool,
     /// The latest record could not be written, which the log was told.
     failing: bool,
 }
@@ -46,7 +53,22 @@ impl Trail {
     pub fn open(folder: &Path) -> io::Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         let (file, length) = open(&folder.join(CURRENT))?;
-        let log = Log { folder: folder.into(), file, length, closed: 0, dirty: false, failing: false };
+        // What a process that ended between the two renames of a rotation had begun.
+        if let Err(error) = fs::remove_file(folder.join(NEXT))
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(error);
+        }
+        let log = Log {
+            folder: folder.into(),
+            file,
+            length,
+            closed: 0,
+            unsynchronised: Vec::new(),
+            dirty: false,
+            stuck: false,
+            failing: false,
+        };
         let log = Arc::new(Mutex::new(log));
         let weak = Arc::downgrade(&log);
         std::thread::Builder::new().name("trail".into()).spawn(move || keep_synchronised(&weak))?;
@@ -84,15 +106,22 @@ fn keep_synchronised(log: &Weak<Mutex<Log>>) {
 }
 
 fn synchronise(log: &Mutex<Log>) {
-    let file = {
+    let (closed, file, folder) = {
         let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
         if !std::mem::take(&mut log.dirty) {
             return;
         }
-        log.file.try_clone()
+        (std::mem::take(&mut log.unsynchronised), log.file.try_clone(), log.folder.clone())
     };
     // Outside of the lock: requests are noted meanwhile.
-    if let Err(error) = file.and_then(|file| file.sync_data()) {
+    let written = || {
+        if !closed.is_empty() {
+            closed.iter().try_for_each(File::sync_data)?;
+            File::open(folder)?.sync_all()?;
+        }
+        file?.sync_data()
+    };
+    if let Err(error) = written() {
         tracing::error!(%error, "the trail cannot be written to the disk");
     }
 }
@@ -100,7 +129,14 @@ fn synchronise(log: &Mutex<Log>) {
 impl Log {
     fn append(&mut self, line: &[u8]) -> io::Result<()> {
         if self.length > 0 && self.length + line.len() as u64 > FILE {
-            self.rotate()?;
+            // Where no other file can be begun, this one gets longer.
+            let rotated = self.rotate();
+            if let Err(error) = &rotated
+                && !self.stuck
+            {
+                tracing::error!(%error, "no other file of the trail can be begun");
+            }
+            self.stuck = rotated.is_err();
         }
         if let Err(error) = self.file.write_all(line) {
             // What was written of the line must not run into the next one.
@@ -112,15 +148,31 @@ impl Log {
         Ok(())
     }
 
+    /// Closes the file that is written, and begins another.
     fn rotate(&mut self) -> io::Result<()> {
-        self.file.sync_data()?;
         let format = format_description!("[year][month][day]T[hour][minute][second]");
         let now = OffsetDateTime::now_utc().format(format).unwrap_or_default();
+        let (current, next) = (self.folder.join(CURRENT), self.folder.join(NEXT));
+        // Nothing is renamed before the next file is there to be written.
+        let (file, length) = open(&next)?;
         self.closed += 1;
         let name = format!("trail-{now}-{:06}.jsonl", self.closed);
-        fs::rename(self.folder.join(CURRENT), self.folder.join(name))?;
-        (self.file, self.length) = open(&self.folder.join(CURRENT))?;
-        File::open(&self.folder)?.sync_all()?;
+        match fs::rename(&current, self.folder.join(name)) {
+            // A rotation that failed half-way has done so already.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            renamed => renamed?,
+        }
+        fs::rename(&next, &current)?;
+        self.unsynchronised.push(std::mem::replace(&mut self.file, file));
+        (self.length, self.dirty) = (length, true);
+        if let Err(error) = self.remove_oldest() {
+            tracing::error!(%error, "old files of the trail cannot be removed");
+        }
+        Ok(())
+    }
+
+    /// Removes the oldest files when all are too long together.
+    fn remove_oldest(&self) -> io::Result<()> {
         let files = files(&self.folder)?;
         let lengths: Vec<u64> =
             files.iter().map(|file| file.metadata().map_or(0, |file| file.len())).collect();
@@ -162,10 +214,18 @@ mod tests {
         format!("{{\"eventName\":\"{number}\",\"x\":\"{}\"}}\n", "y".repeat(length)).into_bytes()
     }
 
+    fn read(reader: &mut Reader) -> Vec<String> {
+        let mut names = Vec::new();
+        let mut take = |record: serde_json::Value| {
+            names.push(record["eventName"].as_str().unwrap().to_owned());
+            Ok::<_, io::Error>(())
+        };
+        reader.read(&mut take).unwrap();
+        names
+    }
+
     fn names(folder: &Path) -> Vec<String> {
-        let mut reader = Reader::new(folder, Filter::default());
-        let read = reader.read().unwrap();
-        read.iter().map(|record| record["eventName"].as_str().unwrap().to_owned()).collect()
+        read(&mut Reader::new(folder, Filter::default()))
     }
 
     #[test]
@@ -190,10 +250,27 @@ mod tests {
         let mut followed = 0;
         for number in 0..10 {
             trail.0.lock().unwrap().append(&line(number, 10 << 20)).unwrap();
-            followed += follower.read().unwrap().len();
+            followed += read(&mut follower).len();
         }
         assert_eq!(files(folder.path()).unwrap().len(), 4);
         assert_eq!(names(folder.path()), (0..10).map(|number| number.to_string()).collect::<Vec<_>>());
         assert_eq!(followed, 10, "a follower goes along with the files");
+    }
+
+    #[test]
+    fn a_file_gets_longer_where_no_other_can_be_begun() {
+        let folder = tempfile::tempdir().unwrap();
+        let trail = Trail::open(folder.path()).unwrap();
+        let write = |number| trail.0.lock().unwrap().append(&line(number, 20 << 20)).unwrap();
+        write(0);
+        // A folder of that name cannot be opened as a file.
+        fs::create_dir(folder.path().join(NEXT)).unwrap();
+        write(1);
+        assert_eq!(files(folder.path()).unwrap().len(), 1);
+        fs::remove_dir(folder.path().join(NEXT)).unwrap();
+        write(2);
+        trail.sync();
+        assert_eq!(files(folder.path()).unwrap().len(), 2);
+        assert_eq!(names(folder.path()), ["0", "1", "2"]);
     }
 }

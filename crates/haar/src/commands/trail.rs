@@ -1,6 +1,8 @@
 //! `haar trail`: who did what.
 
+use std::collections::VecDeque;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -33,24 +35,49 @@ pub fn trail(state: &StateDir, options: Trail) -> Result<ExitCode> {
     };
     let folder = state.trail();
     let mut reader = Reader::new(&folder, filter);
-    let read = |reader: &mut Reader| reader.read().map_err(Error::io("read", &folder));
-    let mut records = read(&mut reader)?;
-    if let Some(last) = options.last {
-        records.drain(..records.len().saturating_sub(last));
+    let mut print = |record: &Value| {
+        let text = if options.json { record.to_string() } else { line(record) };
+        writeln!(io::stdout().lock(), "{text}").map_err(Failure::Write)
+    };
+    if let Some(most) = options.last {
+        let mut last = VecDeque::new();
+        let keep = |record| {
+            last.push_back(record);
+            if last.len() > most {
+                last.pop_front();
+            }
+            Ok(())
+        };
+        reader.read(keep).map_err(|failure: Failure| failure.of(&folder))?;
+        last.iter().try_for_each(&mut print).map_err(|failure| failure.of(&folder))?;
     }
     loop {
-        let mut out = io::stdout().lock();
-        for record in &records {
-            let text = if options.json { record.to_string() } else { line(record) };
-            writeln!(out, "{text}").map_err(Error::io("write to", "the standard output"))?;
-        }
-        out.flush().map_err(Error::io("write to", "the standard output"))?;
-        drop(out);
+        reader.read(|record| print(&record)).map_err(|failure| failure.of(&folder))?;
         if !options.follow {
             return Ok(ExitCode::SUCCESS);
         }
         std::thread::sleep(LOOK);
-        records = read(&mut reader)?;
+    }
+}
+
+/// Why the trail is not printed.
+enum Failure {
+    Read(io::Error),
+    Write(io::Error),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Read(error)
+    }
+}
+
+impl Failure {
+    fn of(self, folder: &Path) -> Error {
+        match self {
+            Self::Read(error) => Error::io("read", folder)(error),
+            Self::Write(error) => Error::io("write to", "the standard output")(error),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The resources that requests name, with what policies may ask of them ("Actions, resources, and condition keys for Amazon EC2" in
 //! the Service Authorization Reference).
 
-use haar_access::{Named, Query, Resource};
+use haar_access::{Complete, Named, Query, Resource};
 use haar_api::Context;
 use haar_api::schema::{self, Kind, Operation, Part, slots};
 use haar_api::value::Value;
@@ -50,14 +50,16 @@ impl haar_access::Resources for Resources {
         }
     }
 
-    /// A launch by a template uses what the template says.
-    fn complete(&self, ctx: &Context, operation: &'static Operation, input: &Value) -> Option<Value> {
+    /// A launch by a template uses what the template says: the version that it was allowed with, whatever is `$Latest` or `$Default` when
+    /// the launch is carried out.
+    fn complete(&self, ctx: &Context, operation: &'static Operation, input: &Value) -> Option<Complete> {
         let request = Part(operation.input, input);
         let wanted = request.member("LaunchTemplate").filter(|_| operation.route.name == "RunInstances")?;
         let text = |name: &str| wanted.text(&[name]).filter(|text| !text.is_empty());
         let (id, name) = (text("LaunchTemplateId"), text("LaunchTemplateName"));
         let scope = Scope::from(ctx);
-        let (_, data) = launch_templates::named(&self.0.snapshot(), scope, id, name, text("Version"))?;
+        let (template_id, number, data) =
+            launch_templates::named(&self.0.snapshot(), scope, id, name, text("Version"))?;
         let data = named_as_the_model(serde_json::to_value(data).ok()?);
         let template = schema::value_named(operation.input, &data)?;
         let (Value::Structure(mut given), Value::Structure(template)) = (input.clone(), template) else {
@@ -82,7 +84,21 @@ impl haar_access::Resources for Resources {
                 _ => {}
             }
         }
-        Some(Value::Structure(given))
+        // A request with both id and name is refused by its handler.
+        let fixed = (id.is_none() || name.is_none()).then(|| {
+            let text = |text: String| Some(Value::String(text));
+            let wanted = [
+                ("LaunchTemplateId", text(template_id)),
+                ("LaunchTemplateName", None),
+                ("Version", text(number.to_string())),
+            ];
+            let mut fixed = input.clone();
+            for (member, value) in wanted {
+                schema::set(operation.input, &mut fixed, &["LaunchTemplate", member], value);
+            }
+            fixed
+        });
+        Some(Complete { asked: Value::Structure(given), fixed })
     }
 }
 
@@ -135,7 +151,7 @@ impl Finder<'_> {
         let id = match resource_type {
             "launch-template" if !id.starts_with("lt-") => {
                 let found = launch_templates::named(&self.snapshot, self.scope(), None, Some(id), None);
-                found.map_or_else(|| id.to_owned(), |(id, _)| id)
+                found.map_or_else(|| id.to_owned(), |(id, ..)| id)
             }
             "security-group" if !id.starts_with("sg-") => self.group_id(id).unwrap_or_else(|| id.to_owned()),
             "key-pair" if id.starts_with("key-") => {
@@ -465,6 +481,11 @@ mod tests {
 
     /// What alice is answered with these statements before the handler of a request.
     fn asked(store: &Store, statements: &str, request: &str) -> Result<(), Error> {
+        carried_out(store, statements, request).map(drop)
+    }
+
+    /// The same, with what the handler then gets instead of the request.
+    fn carried_out(store: &Store, statements: &str, request: &str) -> Result<Option<Value>, Error> {
         let document = format!(r#"{{"Version":"2012-10-17","Statement":[{statements}]}}"#);
         let seal = |_: &str, text: &str| format!("sealed {text}");
         let access = Access::new(Alice(document), Box::new(seal)).service("ec2", Resources(store.clone()));
@@ -477,7 +498,7 @@ mod tests {
             kind: PrincipalKind::User { name: "alice".into() },
             ..Principal::root(SCOPE.account, "AKIAALICE")
         };
-        access.authorize(&ctx, operation, &input)
+        access.authorize(&ctx, &MODEL, operation, &input)
     }
 
     fn allow(action: &str, resource: &str, condition: &str) -> String {
@@ -596,7 +617,24 @@ mod tests {
                 r#"{everything},{{"Effect":"Deny","Action":"ec2:RunInstances","Resource":"arn:aws:ec2:*:*:{resource}","Condition":{condition}}}"#
             )
         };
-        assert!(asked(store, &allow("*", "*", ""), by_template).is_ok());
+        let everything = allow("*", "*", "");
+        assert!(asked(store, &everything, by_template).is_ok());
+        // The handler gets the version that was looked at, however the request names it.
+        for version in ["", "&LaunchTemplate.Version=%24Latest", "&LaunchTemplate.Version=1"] {
+            let fixed = carried_out(store, &everything, &format!("{by_template}{version}")).unwrap().unwrap();
+            let run =
+                MODEL.operations.iter().find(|operation| operation.route.name == "RunInstances").unwrap();
+            let says = |member: &str| Part(run.input, &fixed).text(&["LaunchTemplate", member]);
+            assert_eq!((says("Version"), says("LaunchTemplateName")), (Some("1"), None), "{version}");
+            assert!(says("LaunchTemplateId").unwrap().starts_with("lt-"));
+        }
+        // Which version there is none of, and which of two names counts, is the handler's to say.
+        for request in [
+            format!("{by_template}&LaunchTemplate.Version=7"),
+            format!("{by_template}&LaunchTemplate.LaunchTemplateId=lt-00000000000000001"),
+        ] {
+            assert_eq!(carried_out(store, &everything, &request), Ok(None), "{request}");
+        }
         for (resource, condition, over) in [
             ("image/ami-00000000000000001", "{}", "&ImageId=ami-00000000000000002"),
             ("security-group/sg-00000000000000001", "{}", "&SecurityGroupId.1=sg-00000000000000002"),

@@ -80,6 +80,8 @@ impl haar_access::Resources for Directory {
                 .map(|provider| Resource::new(provider.arn()).with_tags(provider.tags.clone())),
             _ => None,
         };
+        // An ARN that is not quite the resource's names nothing, and must not tell what there is in its place.
+        let found = found.filter(|resource| !named.starts_with("arn:") || resource.arn == named);
         // What does not exist yet gets the path that the request says.
         let new = || {
             let path = query.request().text(&["Path"]).unwrap_or("/").trim_start_matches('/');

@@ -51,8 +51,8 @@ pub fn resolve(
 const DEFAULT: &str = "$Default";
 const LATEST: &str = "$Latest";
 
-/// The id of the template that a request names by id or name, and what the version of it says that the request names; none where there
-/// is no such version.
+/// The id of the template that a request names by id or name, and number and content of the version of it that the request names; none
+/// where there is no such version.
 #[must_use]
 pub fn named(
     snapshot: &Snapshot,
@@ -60,7 +60,7 @@ pub fn named(
     id: Option<&str>,
     name: Option<&str>,
     version: Option<&str>,
-) -> Option<(String, LaunchTemplateData)> {
+) -> Option<(String, u64, LaunchTemplateData)> {
     let by_name = |name: &str| {
         let (account, region, claim) =
             Claim::key(scope.account, scope.region, ClaimScope::LaunchTemplate(name));
@@ -75,7 +75,7 @@ pub fn named(
     };
     let version = LaunchTemplateVersion::id_of(&id, number);
     let version = snapshot.get::<LaunchTemplateVersion>(scope.account, scope.region, &version)?;
-    Some((id, version.data.clone()))
+    Some((id, number, version.data.clone()))
 }
 
 /// The template of an id or a name.

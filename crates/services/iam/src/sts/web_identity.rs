@@ -63,10 +63,12 @@ pub(super) async fn assume_role_with_web_identity(
     }
     let expires = jwt.time("exp").ok_or_else(|| bad_token("Missing a required claim: exp"))?;
     let account = account_of(&input.role_arn);
-    let snapshot = handlers.store.snapshot();
-    let provider = provider(&snapshot, account, &issuer)
-        .ok_or_else(|| bad_token(format!("No OpenIDConnect provider found in your account for {issuer}")))?;
-    match handlers.issuers.signed(&provider.url, &jwt).await {
+    let provider_in = |snapshot: &Snapshot| {
+        let found = provider(snapshot, account, &issuer);
+        found
+            .ok_or_else(|| bad_token(format!("No OpenIDConnect provider found in your account for {issuer}")))
+    };
+    match handlers.issuers.signed(&provider_in(&handlers.store.snapshot())?.url, &jwt).await {
         Ok(true) => {}
         Ok(false) => {
             return Err(bad_token("Couldn't verify the signature of the token with the keys of its issuer"));
@@ -79,6 +81,9 @@ pub(super) async fn assume_role_with_web_identity(
             return Err(Error::new("IDPCommunicationError", message));
         }
     }
+    // Getting the keys may have taken a while: what counts are the records as they are now.
+    let snapshot = handlers.store.snapshot();
+    let provider = provider_in(&snapshot)?;
     let now = ctx.now.unix_timestamp();
     if expires <= now {
         let text = |seconds: i64| {
