@@ -9,8 +9,8 @@ use haar_records::ec2::{
 use haar_store::{Entry, Exists, Snapshot, Tx};
 
 use crate::error::Result;
-use crate::rules::Traffic;
 use crate::scope::Scope;
+use crate::security_groups::rules::Traffic;
 use crate::{ids, zones};
 
 /// The block of every default VPC.

@@ -31,7 +31,6 @@ pub mod placement_groups;
 pub mod regions;
 mod resources;
 pub mod route_tables;
-pub mod rules;
 mod scope;
 pub mod security_groups;
 pub mod snapshots;
