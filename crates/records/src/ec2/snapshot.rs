@@ -66,6 +66,37 @@ pub struct EbsSnapshot {
 }
 
 impl EbsSnapshot {
+    /// The volume that a snapshot is said to be of that is of none.
+    pub const NO_VOLUME: &str = "vol-ffffffff";
+
+    /// One that is asked for now and that is of nothing yet: its maker says what it is of.
+    #[must_use]
+    pub fn new(account: &str, region: &str, id: String, volume_size_gib: u32, now: OffsetDateTime) -> Self {
+        Self {
+            account: account.to_owned(),
+            region: region.to_owned(),
+            id,
+            volume_id: Self::NO_VOLUME.to_owned(),
+            volume_size_gib,
+            state: SnapshotState::Pending,
+            state_message: None,
+            start_time: now,
+            completion_time: None,
+            description: String::new(),
+            set: Vec::new(),
+            deleted: false,
+            copy_of: None,
+            upload: None,
+            public: false,
+            shared_with: BTreeSet::new(),
+            encryption: None,
+            tags: Tags::new(),
+            image_id: None,
+            origin: None,
+            awaits: None,
+        }
+    }
+
     /// Whether an account may see it and make volumes from it.
     #[must_use]
     pub fn is_restorable_by(&self, account: &str) -> bool {

@@ -15,9 +15,6 @@ use crate::blocks::{blocks_of, failed, part};
 use crate::handlers::{Handlers, Result, invalid, not_found, restorable};
 use crate::model::{self, errors};
 
-/// The volume that an uploaded snapshot is said to be of: none.
-const NO_VOLUME: &str = "vol-ffffffff";
-
 /// The largest volume in GiB.
 const MAX_VOLUME_GIB: i64 = 64 << 10;
 
@@ -60,34 +57,19 @@ pub(crate) async fn start_snapshot(
                     "Encryption is enabled by default, and the parent snapshot is not encrypted: copy it first.",
                 ));
             }
+            let id = haar_ec2::ids::SNAPSHOT.generate();
             let snapshot = EbsSnapshot {
-                account: ctx.account.clone(),
-                region: ctx.region.clone(),
-                id: haar_ec2::ids::SNAPSHOT.generate(),
-                volume_id: NO_VOLUME.to_owned(),
-                volume_size_gib: size,
-                state: SnapshotState::Pending,
-                state_message: None,
-                start_time: ctx.now,
-                completion_time: None,
                 description: input.description.clone().unwrap_or_default(),
-                set: Vec::new(),
-                deleted: false,
-                copy_of: None,
                 upload: Some(SnapshotUpload {
                     parent: parent.as_ref().map(|parent| parent.id.clone()),
                     deadline: ctx.now + Duration::minutes(input.timeout.unwrap_or(DEFAULT_TIMEOUT).into()),
                     completing: false,
                 }),
-                public: false,
-                shared_with: Default::default(),
                 encryption,
                 tags: named.clone(),
                 image_id: parent.as_ref().and_then(|parent| parent.image_id.clone()),
-                origin: None,
-                awaits: None,
+                ..EbsSnapshot::new(&ctx.account, &ctx.region, id.clone(), size, ctx.now)
             };
-            let id = snapshot.id.clone();
             tx.put(snapshot);
             Ok::<_, Error>(id)
         })

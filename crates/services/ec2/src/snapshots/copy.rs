@@ -1,20 +1,15 @@
 //! `CopySnapshot`.
 
-use std::collections::BTreeSet;
-
 use haar_api::{Context, Error};
 use haar_records::Tags;
 use haar_records::ec2::{EbsSnapshot, Image, REGIONS, SnapshotOrigin, SnapshotSource, SnapshotState};
 use haar_store::{Entry, Tx};
 
-use super::{check_description, restorable};
+use super::{check_description, new, restorable};
 use crate::encryption::Asked;
 use crate::error::{Result, invalid_parameter, shorten};
 use crate::handlers::Handlers;
 use crate::{encryption, ids, model, tags};
-
-/// The volume that a copied snapshot is said to be of: none.
-const NO_VOLUME: &str = "vol-ffffffff";
 
 /// `CopySnapshot`: within a region, or from another one of this installation.
 pub async fn copy_snapshot(
@@ -56,58 +51,26 @@ pub async fn copy_snapshot(
 /// A copy of a snapshot, to be made; its encryption is the caller's to tell.
 pub(crate) fn of_snapshot(ctx: &Context, source: &EbsSnapshot, description: &str, tags: Tags) -> EbsSnapshot {
     EbsSnapshot {
-        account: ctx.account.clone(),
-        region: ctx.region.clone(),
-        id: ids::SNAPSHOT.generate(),
-        volume_id: NO_VOLUME.to_owned(),
-        volume_size_gib: source.volume_size_gib,
-        state: SnapshotState::Pending,
-        state_message: None,
-        start_time: ctx.now,
-        completion_time: None,
         description: description.to_owned(),
-        set: Vec::new(),
-        deleted: false,
         copy_of: Some(SnapshotSource {
             account: source.account.clone(),
             region: source.region.clone(),
             id: source.id.clone(),
         }),
-        public: false,
-        shared_with: BTreeSet::new(),
-        encryption: None,
         tags,
         image_id: source.image_id.clone(),
-        origin: None,
-        awaits: None,
-        upload: None,
+        ..new(ctx, source.volume_size_gib)
     }
 }
 
 /// A snapshot that is the root disk of an image of the library, to be made; its encryption is the caller's to tell.
 pub(crate) fn of_library(ctx: &Context, image: &Image, description: &str, tags: Tags) -> EbsSnapshot {
     EbsSnapshot {
-        account: ctx.account.clone(),
-        region: ctx.region.clone(),
-        id: ids::SNAPSHOT.generate(),
-        volume_id: NO_VOLUME.to_owned(),
-        volume_size_gib: image.root_size_gib,
-        state: SnapshotState::Pending,
-        state_message: None,
-        start_time: ctx.now,
-        completion_time: None,
         description: description.to_owned(),
-        set: Vec::new(),
-        deleted: false,
-        copy_of: None,
-        public: false,
-        shared_with: BTreeSet::new(),
-        encryption: None,
         tags,
         image_id: Some(image.id.clone()),
         origin: Some(SnapshotOrigin::Library),
-        awaits: None,
-        upload: None,
+        ..new(ctx, image.root_size_gib)
     }
 }
 

@@ -169,6 +169,11 @@ fn check_description(description: Option<String>) -> Result<String> {
     Ok(description)
 }
 
+/// A snapshot that a request asks for.
+fn new(ctx: &Context, volume_size_gib: u32) -> EbsSnapshot {
+    EbsSnapshot::new(&ctx.account, &ctx.region, ids::SNAPSHOT.generate(), volume_size_gib, ctx.now)
+}
+
 /// A snapshot of a volume, to be taken.
 pub(crate) fn of_volume(
     ctx: &Context,
@@ -181,27 +186,12 @@ pub(crate) fn of_volume(
         return Err(Error::new("IncorrectState", message));
     }
     Ok(EbsSnapshot {
-        account: ctx.account.clone(),
-        region: ctx.region.clone(),
-        id: ids::SNAPSHOT.generate(),
         volume_id: volume.id.clone(),
-        volume_size_gib: volume.size_gib,
-        state: SnapshotState::Pending,
-        state_message: None,
-        start_time: ctx.now,
-        completion_time: None,
         description: description.to_owned(),
-        set: Vec::new(),
-        deleted: false,
-        copy_of: None,
-        upload: None,
-        public: false,
-        shared_with: Default::default(),
         encryption: volume.encryption.clone(),
         tags,
         image_id: volume.image_id.clone(),
-        origin: None,
-        awaits: None,
+        ..new(ctx, volume.size_gib)
     })
 }
 

@@ -169,7 +169,6 @@ pub async fn describe_snapshot_attribute(
 
 #[cfg(test)]
 mod tests {
-    use haar_records::Tags;
     use haar_records::ec2::SnapshotState;
     use time::OffsetDateTime;
 
@@ -182,27 +181,9 @@ mod tests {
     async fn one_snapshot(handlers: &Handlers) -> String {
         let id = ids::SNAPSHOT.generate();
         let snapshot = EbsSnapshot {
-            account: SCOPE.account.into(),
-            region: SCOPE.region.into(),
-            id: id.clone(),
             volume_id: ids::VOLUME.generate(),
-            volume_size_gib: 1,
             state: SnapshotState::Completed,
-            state_message: None,
-            start_time: OffsetDateTime::UNIX_EPOCH,
-            completion_time: None,
-            description: String::new(),
-            set: Vec::new(),
-            deleted: false,
-            copy_of: None,
-            upload: None,
-            public: false,
-            shared_with: Default::default(),
-            encryption: None,
-            tags: Tags::new(),
-            image_id: None,
-            origin: None,
-            awaits: None,
+            ..EbsSnapshot::new(SCOPE.account, SCOPE.region, id.clone(), 1, OffsetDateTime::UNIX_EPOCH)
         };
         crate::testing::write(&handlers.store, |tx| {
             tx.put(snapshot.clone());
