@@ -1,6 +1,7 @@
 """Volumes that are changed while they are in use: size, type, performance; damaged ones; and their attributes."""
 
 import random
+import re
 import time
 
 import pytest
@@ -270,14 +271,23 @@ def test_killed_while_volumes_grow(make_daemon):
 
 
 def test_one_modification_at_a_time(sim):
-    """Asked for as fast as can be, so that some come while another runs."""
-    volume, refused = create(sim, Size=1), 0
+    """Asked for as fast as can be, so that some come while another runs; four of them are taken in a day."""
+    volume, taken, codes = create(sim, Size=1), 0, set()
     for size in range(2, 40):
         try:
             sim.modify_volume(VolumeId=volume, Size=size)
+            taken += 1
         except ClientError as error:
-            assert error.response["Error"]["Code"] == "IncorrectModificationState", error
-            refused += 1
-    wait_for_modification(sim, volume)
-    assert describe(sim, volume)["Size"] == modification(sim, volume)["TargetSize"]
+            codes.add(error.response["Error"]["Code"])
+    assert codes <= {"IncorrectModificationState", "VolumeModificationRateExceeded"}
+    while taken < 4:
+        wait_for_modification(sim, volume)
+        sim.modify_volume(VolumeId=volume, Size=40 + taken)
+        taken += 1
+    last = wait_for_modification(sim, volume)
+    assert taken == 4 and describe(sim, volume)["Size"] == last["TargetSize"]
+    code, message = refusal(sim.modify_volume, VolumeId=volume, Size=50)
+    assert code == "VolumeModificationRateExceeded" and "maximum modification rate per volume" in message
+    assert re.search(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", message), "it says when the next is possible"
+    assert modification(sim, volume) == last
     delete(sim, volume)

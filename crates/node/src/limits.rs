@@ -92,6 +92,7 @@ mod tests {
             error: None,
             attachments: Vec::new(),
             modification: None,
+            modified: Vec::new(),
             auto_enable_io: false,
             encryption: None,
             enable_io: false,

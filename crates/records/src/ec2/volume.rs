@@ -43,6 +43,9 @@ pub struct Volume {
     /// The latest change that was asked for (ModifyVolume).
     #[serde(default)]
     pub modification: Option<VolumeModification>,
+    /// When changes were asked for, in seconds of Unix time, the latest last: as many as the limit of them needs to know.
+    #[serde(default)]
+    pub modified: Vec<i64>,
     /// A disk that was found damaged is repaired and used without being asked for (`autoEnableIO`).
     #[serde(default)]
     pub auto_enable_io: bool,

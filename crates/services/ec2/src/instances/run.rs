@@ -317,6 +317,7 @@ fn create_volume(
             delete_on_termination: volume.delete_on_termination,
         }],
         modification: None,
+        modified: Vec::new(),
         auto_enable_io: false,
         encryption,
         enable_io: false,

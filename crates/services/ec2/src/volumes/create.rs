@@ -49,6 +49,7 @@ pub async fn create_volume(
                 error: None,
                 attachments: Vec::new(),
                 modification: None,
+                modified: Vec::new(),
                 auto_enable_io: false,
                 encryption,
                 enable_io: false,

@@ -6,6 +6,7 @@ use haar_records::ec2::{
     Instance, ModificationState, Volume, VolumeModification, VolumeShape, VolumeState, VolumeType,
 };
 use haar_store::Tx;
+use time::{Duration, OffsetDateTime};
 
 use super::{TIME, by_id};
 use crate::block_devices::{check_volume, record_type};
@@ -16,6 +17,12 @@ use crate::{ids, model};
 
 /// The IOPS of a volume that becomes io1, io2 or gp3 when the request says none.
 const DEFAULT_IOPS: i32 = 3_000;
+
+/// How often a volume may be modified in [`MODIFICATIONS_WITHIN`] ("ModifyVolume", EC2 API Reference).
+const MODIFICATIONS_MOST: usize = 4;
+
+/// The time in which modifications are counted.
+const MODIFICATIONS_WITHIN: Duration = Duration::hours(24);
 
 /// `ModifyVolume`.
 pub async fn modify_volume(
@@ -46,6 +53,7 @@ pub async fn modify_volume(
             let message = format!("Volume {} cannot be modified in modification state {state}", volume.id);
             return Err(Error::new("IncorrectModificationState", message));
         }
+        let modified = counted(&volume, ctx.now)?;
         let target = target(volume.shape(), &input)?;
         check_root(tx, &volume, target.volume_type)?;
         let modification = VolumeModification {
@@ -57,10 +65,29 @@ pub async fn modify_volume(
             end_time: None,
         };
         let answer = to_api(&volume.id, &modification);
-        tx.put(Volume { modification: Some(modification), ..volume });
+        tx.put(Volume { modification: Some(modification), modified, ..volume });
         Ok(model::ModifyVolumeResult { volume_modification: Some(answer) })
     })
     .await
+}
+
+/// When a volume was modified of late, and now.
+fn counted(volume: &Volume, now: OffsetDateTime) -> Result<Vec<i64>> {
+    let since = (now - MODIFICATIONS_WITHIN).unix_timestamp();
+    let mut times: Vec<i64> = volume.modified.iter().copied().filter(|time| *time > since).collect();
+    if times.len() >= MODIFICATIONS_MOST {
+        // As soon as one fewer than the most is left.
+        let first = times[times.len() - MODIFICATIONS_MOST];
+        let next = OffsetDateTime::from_unix_timestamp(first).map(|time| time + MODIFICATIONS_WITHIN);
+        let next = next.ok().and_then(|time| time.format(TIME).ok()).unwrap_or_default();
+        let message = format!(
+            "You've reached the maximum modification rate per volume limit. The volume {} can be modified up to {MODIFICATIONS_MOST} times in 24 hours. Its next modification is possible at {next}.",
+            volume.id
+        );
+        return Err(Error::new("VolumeModificationRateExceeded", message));
+    }
+    times.push(now.unix_timestamp());
+    Ok(times)
 }
 
 /// What a volume becomes: what the request says, and else what it is, if that goes with its type ("ModifyVolume", EC2 API
@@ -210,6 +237,8 @@ fn to_api(volume_id: &str, modification: &VolumeModification) -> model::VolumeMo
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Ec2;
+    use crate::testing::{SCOPE, code, context, handlers, write};
 
     fn asked(input: &model::ModifyVolumeRequest) -> Result<VolumeShape> {
         let is =
@@ -237,5 +266,57 @@ mod tests {
         let refused =
             asked(&model::ModifyVolumeRequest { size: Some(199), ..Default::default() }).unwrap_err();
         assert_eq!(refused.code, "InvalidParameterValue");
+    }
+
+    #[tokio::test]
+    async fn a_volume_is_modified_four_times_in_24_hours() {
+        let handlers = handlers().await;
+        let made = handlers
+            .create_volume(
+                &context(),
+                model::CreateVolumeRequest {
+                    availability_zone: Some("eu-central-1a".into()),
+                    size: Some(1),
+                    ..Default::default()
+                },
+            )
+            .await
+            .unwrap();
+        let id = made.volume_id.unwrap();
+        let begin = context().now;
+        let modify = |hours: i64| {
+            let (handlers, id) = (&handlers, id.clone());
+            async move {
+                // Nothing makes disks here.
+                write(&handlers.store, |tx| {
+                    let mut volume = Volume::clone(&*tx.get::<Volume>(SCOPE.account, SCOPE.region, &id).unwrap());
+                    volume.state = VolumeState::Available;
+                    if let Some(modification) = &mut volume.modification {
+                        modification.state = ModificationState::Completed;
+                    }
+                    tx.put(volume);
+                    Ok(())
+                })
+                .await?;
+                let ctx = Context { now: begin + Duration::hours(hours), ..context() };
+                let input =
+                    model::ModifyVolumeRequest { volume_id: id, size: Some(2), ..Default::default() };
+                handlers.modify_volume(&ctx, input).await
+            }
+        };
+        for hours in [0, 1, 2, 23] {
+            modify(hours).await.unwrap();
+        }
+        let refused = modify(23).await.unwrap_err();
+        assert_eq!(refused.code, "VolumeModificationRateExceeded");
+        let next = (begin + MODIFICATIONS_WITHIN).replace_nanosecond(0).unwrap().format(TIME).unwrap();
+        assert!(refused.message.contains(&next), "{}", refused.message);
+        // The first is out of sight, and then the second.
+        modify(24).await.unwrap();
+        assert_eq!(code(modify(24).await), "VolumeModificationRateExceeded");
+        modify(25).await.unwrap();
+        modify(100).await.unwrap();
+        let kept = handlers.store.snapshot().get::<Volume>(SCOPE.account, SCOPE.region, &id).unwrap();
+        assert_eq!(kept.modified.len(), 1);
     }
 }
