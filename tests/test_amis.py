@@ -12,6 +12,7 @@ import pytest
 from conftest import Launcher, image_id, open_group, save_key
 from support.daemon import BINARY
 from support.machine import processes, wait_for
+from test_accounts import account_client, make_account
 from test_crash import start_again
 from test_images import Publisher, write_catalogue
 from test_snapshots import find, read, remove, snapshot, write
@@ -556,6 +557,60 @@ def test_copies_and_registered_images_boot_and_take_no_room(daemon, ec2, launch)
     assert [r["ReturnCode"] for r in kept + gone] == ["skipped", "success"]
     deregister(ec2, of_library)
     ec2.terminate_instances(InstanceIds=[one.id for one in [guest, *guests]], SkipOsShutdown=True)
+
+
+class Neighbour(Launcher):
+    """Launches instances as another account, with a key pair and a security group of its own."""
+
+    def __init__(self, daemon, folder):
+        account = make_account(daemon)
+        self.account_id, client = account["account_id"], account_client(daemon, account, "ec2")
+        key = folder / "neighbour.pem"
+        key.touch(mode=0o600)
+        key.write_text(client.create_key_pair(KeyName="login", KeyType="ed25519")["KeyMaterial"])
+        super().__init__(daemon, "", key, open_group(client, "ssh"))
+        self.ec2 = client
+
+
+def test_a_shared_image_is_launched_by_another_account_until_it_is_not_shared(daemon, ec2, launch, tmp_path):
+    guest = launch(InstanceType="t3.nano")
+    guest.run("echo changed >/root/changed; sync")
+    image = ec2.create_image(InstanceId=guest.id, Name="to be shared", NoReboot=True)["ImageId"]
+    wait_for_image(ec2, image)
+    (taken,) = snapshots_of(ec2, image)
+    neighbour = Neighbour(daemon, tmp_path)
+    theirs, ask = neighbour.ec2, {"ImageId": image, "InstanceType": "t3.nano", "MinCount": 1, "MaxCount": 1}
+    assert refusal(theirs.run_instances, **ask)[0] == "InvalidAMIID.NotFound"
+    assert refusal(theirs.describe_images, ImageIds=[image])[0] == "InvalidAMIID.NotFound"
+    permission = [{"UserId": neighbour.account_id}]
+    ec2.modify_image_attribute(ImageId=image, LaunchPermission={"Add": permission})
+    shared = theirs.describe_images(ExecutableUsers=["self"])["Images"]
+    assert [(i["ImageId"], i["OwnerId"], i["Public"]) for i in shared] == [(image, daemon.credentials["account_id"], False)]
+    found = neighbour(ImageId=image, InstanceType="t3.nano")
+    assert found.run("cat /root/changed") == "changed"
+    # What the image stands on is not shared with it, and the image is not theirs to change.
+    assert refusal(theirs.copy_image, SourceImageId=image, SourceRegion=daemon.region, Name="taken")[0] == "InvalidRequest"
+    assert refusal(theirs.create_volume, AvailabilityZone=f"{daemon.region}a", SnapshotId=taken)[0] == "InvalidSnapshot.NotFound"
+    assert refusal(theirs.modify_image_attribute, ImageId=image, LaunchPermission={"Add": permission})[0] == "AuthFailure"
+    assert refusal(theirs.deregister_image, ImageId=image)[0] == "AuthFailure"
+
+    boot = found.boot_id()
+    ec2.modify_image_attribute(ImageId=image, LaunchPermission={"Remove": permission})
+    assert refusal(theirs.run_instances, **ask)[0] == "InvalidAMIID.NotFound"
+    assert refusal(theirs.describe_images, ImageIds=[image])[0] == "InvalidAMIID.NotFound"
+    # What runs is untouched, and goes on when the image is gone, also after a stop.
+    assert found.boot_id() == boot
+    deregister(ec2, image)
+    theirs.stop_instances(InstanceIds=[found.id], SkipOsShutdown=True)
+    found.hang_up()
+    found.wait_for_state("stopped")
+    theirs.start_instances(InstanceIds=[found.id])
+    found.wait_for_state("running")
+    found.wait_for_login()
+    assert found.run("cat /root/changed") == "changed"
+    neighbour.end()
+    ec2.terminate_instances(InstanceIds=[guest.id], SkipOsShutdown=True)
+    wait_for(lambda: not (daemon.state_dir / "volumes" / f"{taken}.qcow2").exists(), 60, message="the snapshot was left behind")
 
 
 # --- crashes ------------------------------------------------------------------------------------------------------------

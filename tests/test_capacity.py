@@ -201,6 +201,59 @@ def test_one_host_is_one_place_of_a_spread_group_and_one_partition(ec2, tiny):
         ec2.delete_placement_group(GroupName="racks")
 
 
+def test_a_stopped_instance_is_moved(sim, sim_image):
+    sim.create_placement_group(GroupName="racks", Strategy="partition", PartitionCount=3)
+    apart = sim.create_placement_group(GroupName="apart", Strategy="spread")["PlacementGroup"]
+    sim.create_placement_group(GroupName="near", Strategy="cluster")
+    [launched] = sim.run_instances(**one(sim_image))["Instances"]
+    id_ = launched["InstanceId"]
+
+    def placement() -> dict:
+        found = sim.describe_instances(InstanceIds=[id_])["Reservations"][0]["Instances"][0]["Placement"]
+        return {name: value for name, value in found.items() if not name.startswith("Availability") and value}
+
+    def move(**parameters) -> dict:
+        assert sim.modify_instance_placement(InstanceId=id_, **parameters)["Return"] is True
+        return placement()
+
+    sim.get_waiter("instance_running").wait(InstanceIds=[id_], WaiterConfig={"Delay": 1})
+    refused("IncorrectInstanceState", sim.modify_instance_placement, InstanceId=id_, GroupName="racks")
+    refused("IncorrectInstanceState", sim.modify_instance_placement, InstanceId=id_, Tenancy="dedicated")
+    assert move(Affinity="default") == {"Tenancy": "default"}
+    sim.stop_instances(InstanceIds=[id_])
+    sim.get_waiter("instance_stopped").wait(InstanceIds=[id_], WaiterConfig={"Delay": 1})
+    racks = sim.describe_placement_groups(GroupNames=["racks"])["PlacementGroups"][0]["GroupId"]
+    assert move(GroupName="racks", PartitionNumber=3) == {"Tenancy": "default", "GroupName": "racks", "GroupId": racks, "PartitionNumber": 3}
+    assert move(PartitionNumber=2)["PartitionNumber"] == 2
+    assert move(Tenancy="dedicated") == {"Tenancy": "dedicated", "GroupName": "racks", "GroupId": racks, "PartitionNumber": 2}
+    before = placement()
+    for expected, parameters in [
+        ("MissingParameter", {}),
+        ("InvalidPlacementGroup.Unknown", {"GroupName": "nowhere"}),
+        ("InvalidParameterValue", {"PartitionNumber": 4}),
+        ("InvalidParameterCombination", {"GroupName": "apart"}),
+        ("InvalidParameterCombination", {"GroupName": "near"}),
+        ("InvalidParameterCombination", {"GroupName": "racks", "GroupId": racks}),
+        ("UnsupportedOperation", {"Tenancy": "host"}),
+        ("UnsupportedOperation", {"Affinity": "host"}),
+        ("UnsupportedOperation", {"HostId": "h-0123456789abcdef0"}),
+        ("InvalidInstanceID.NotFound", {"InstanceId": "i-0123456789abcdef0", "GroupName": "racks"}),
+    ]:
+        refused(expected, sim.modify_instance_placement, **({"InstanceId": id_} | parameters))
+        assert placement() == before, parameters
+    assert move(GroupId=apart["GroupId"], Tenancy="default") == {"Tenancy": "default", "GroupName": "apart", "GroupId": apart["GroupId"]}
+    refused("InvalidPlacementGroup.InUse", sim.delete_placement_group, GroupName="apart")
+    sim.delete_placement_group(GroupName="racks")
+    sim.start_instances(InstanceIds=[id_])
+    sim.get_waiter("instance_running").wait(InstanceIds=[id_], WaiterConfig={"Delay": 1})
+    sim.stop_instances(InstanceIds=[id_])
+    sim.get_waiter("instance_stopped").wait(InstanceIds=[id_], WaiterConfig={"Delay": 1})
+    assert move(GroupName="") == {"Tenancy": "default"}
+    sim.delete_placement_group(GroupName="apart")
+    sim.delete_placement_group(GroupName="near")
+    terminate(sim, id_)
+
+
 def host_memory_mib() -> int:
     total = int(Path("/proc/meminfo").read_text().split()[1]) >> 10
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):

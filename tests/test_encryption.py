@@ -1,5 +1,6 @@
 """Encryption at rest: what guests write is in no file, and comes back after everything that can happen to a volume."""
 
+import json
 import os
 import re
 import signal
@@ -10,7 +11,7 @@ import uuid
 import pytest
 from conftest import Launcher, image_id, open_group, save_key
 from support.machine import processes, wait_for
-from test_amis import wait_for_image
+from test_amis import deregister, snapshots_of, wait_for_image
 from test_crash import start_again
 from test_modify_volume import modify, sectors
 from test_snapshots import find, read, remove, snapshot, wait_for_snapshots, write
@@ -89,6 +90,18 @@ def test_encryption_by_default(simulated, sim_image):
     assert not describe(ec2, create(ec2))["Encrypted"]
 
 
+def test_there_is_one_default_key(sim):
+    key = describe(sim, create(sim, Encrypted=True))["KmsKeyId"]
+    for named in (ALIAS, key, key.split("/")[1]):
+        assert sim.modify_ebs_default_kms_key_id(KmsKeyId=named)["KmsKeyId"] == key
+    code, message = refusal(sim.modify_ebs_default_kms_key_id, KmsKeyId="alias/mine")
+    assert code == "InvalidParameterValue" and "alias/mine" in message
+    assert refusal(sim.modify_ebs_default_kms_key_id, KmsKeyId=ALIAS, DryRun=True)[0] == "DryRunOperation"
+    assert sim.get_ebs_default_kms_key_id()["KmsKeyId"] == ALIAS
+    assert sim.reset_ebs_default_kms_key_id()["KmsKeyId"] == key
+    assert describe(sim, create(sim, Encrypted=True))["KmsKeyId"] == key
+
+
 @pytest.mark.parametrize(
     "parameters, code, word",
     [
@@ -160,6 +173,51 @@ def test_what_a_guest_writes_is_in_no_file(daemon, ec2, guest):
     for volume in (volumes["plain"], *made):
         delete(ec2, volume)
     wait_for(lambda: not holds(daemon, texts["plain"]), message="plain data stayed")
+
+
+def format_of(daemon, name: str) -> dict:
+    """What QEMU says of a volume's or snapshot's own layer."""
+    file = daemon.state_dir / "volumes" / f"{name}.qcow2"
+    return json.loads(subprocess.run(["qemu-img", "info", "-U", "--output=json", str(file)], check=True, capture_output=True).stdout)
+
+
+def test_an_encrypted_copy_of_an_image_boots_and_holds_nothing_in_plain(daemon, ec2, launch):
+    guest = launch(InstanceType="t3.nano")
+    text, secret = f"text-{uuid.uuid4()}", f"secret-{uuid.uuid4()}"
+    guest.run(f"yes {text} | head -c 65536 >/root/kept; sync")
+    plain = ec2.create_image(InstanceId=guest.id, Name="in plain", NoReboot=True)["ImageId"]
+    wait_for_image(ec2, plain)
+    copied = {"SourceRegion": daemon.region, "Name": "encrypted"}
+    first = ec2.copy_image(SourceImageId=plain, Encrypted=True, **copied)["ImageId"]
+    wait_for_image(ec2, first)
+    # What is encrypted stays so without being asked for.
+    second = ec2.copy_image(SourceImageId=first, **(copied | {"Name": "copied again"}))["ImageId"]
+    wait_for_image(ec2, second)
+    refused = refusal(ec2.copy_image, SourceImageId=first, Encrypted=False, **(copied | {"Name": "opened"}))
+    assert refused[0] == "InvalidParameterValue", refused
+    names = [snapshots_of(ec2, image)[0] for image in (plain, first, second)]
+    keys = [find(ec2, name).get("KmsKeyId") for name in names]
+    assert keys[0] is None and keys[1] == keys[2] == find(ec2, names[1])["KmsKeyId"]
+    for name in names[1:]:
+        layer = format_of(daemon, name)
+        assert layer["encrypted"] and layer["format-specific"]["data"]["encrypt"]["format"] == "luks"
+        assert layer.get("backing-filename") is None, "it stands on nothing in plain"
+    # The search finds it where it is.
+    assert holds(daemon, text, names[0]) and not holds(daemon, text, *names[1:])
+    again = launch(ImageId=second, InstanceType="t3.nano")
+    root = again.describe()["BlockDeviceMappings"][0]["Ebs"]["VolumeId"]
+    assert again.run("head -n 1 /root/kept") == text
+    again.run(f"yes {secret} | head -c 65536 >/root/secret; sync")
+    assert describe(ec2, root)["Encrypted"] and format_of(daemon, root)["encrypted"]
+    assert not holds(daemon, secret)
+    # Nobody else could open it.
+    share = [{"UserId": "111111111111"}]
+    assert refusal(ec2.modify_image_attribute, ImageId=second, LaunchPermission={"Add": share})[0] == "OperationNotPermitted"
+    assert refusal(ec2.modify_image_attribute, ImageId=second, LaunchPermission={"Add": [{"Group": "all"}]})[0] == "OperationNotPermitted"
+    assert refusal(ec2.modify_snapshot_attribute, SnapshotId=names[2], OperationType="add", GroupNames=["all"])[0] == "OperationNotPermitted"
+    ec2.terminate_instances(InstanceIds=[guest.id, again.id], SkipOsShutdown=True)
+    deregister(ec2, plain, first, second)
+    wait_for(lambda: not holds(daemon, text), message="plain data stayed")
 
 
 def opens(volume_file, key: str) -> bool:

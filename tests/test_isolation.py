@@ -106,6 +106,7 @@ EXTRA = {
     "DetachVolume": lambda own, foreign: {"VolumeId": own.root} if foreign == "instance" else {},
     "ModifyInstanceAttribute": lambda _, foreign: {"DisableApiStop": {"Value": True}} if foreign == "instance" else {},
     "ModifyInstanceMetadataOptions": lambda *_: {"HttpTokens": "required"},
+    "ModifyInstancePlacement": lambda *_: {"Tenancy": "default"},
     "ModifyLaunchTemplate": lambda *_: {"DefaultVersion": "1"},
     "ModifySnapshotAttribute": lambda *_: {"CreateVolumePermission": {"Add": [{"Group": "all"}]}},
     "ModifyImageAttribute": lambda *_: {"LaunchPermission": {"Add": [{"Group": "all"}]}},

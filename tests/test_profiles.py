@@ -204,6 +204,38 @@ def test_passing_a_role_is_asked_for(simulated, sim, sim_image):
     sim.terminate_instances(InstanceIds=[instance])
 
 
+def test_a_template_gives_its_profile(simulated, sim, sim_image):
+    profile, other = (Profile(simulated, allow("ec2:*")) for _ in range(2))
+    template = name("template")
+    data = {"ImageId": sim_image, "InstanceType": "t3.nano", "IamInstanceProfile": {"Name": profile.name}}
+    sim.create_launch_template(LaunchTemplateName=template, LaunchTemplateData=data)
+    (version,) = sim.describe_launch_template_versions(LaunchTemplateName=template, Versions=["1"])["LaunchTemplateVersions"]
+    assert version["LaunchTemplateData"]["IamInstanceProfile"] == {"Name": profile.name}
+    by_template = {"LaunchTemplate": {"LaunchTemplateName": template}, "MinCount": 1, "MaxCount": 1}
+    # The role is passed by who launches, whoever made the template; what the request says wins.
+    user = User(simulated, "launcher", allow("ec2:*"))
+    ec2 = user.client("ec2")
+    for wanted, asked in (({}, profile), ({"IamInstanceProfile": {"Arn": other.arn}}, other)):
+        error = refused(lambda wanted=wanted: ec2.run_instances(**by_template, **wanted), "UnauthorizedOperation")
+        assert f"iam:PassRole on resource: {asked.role_arn}" in error["Error"]["Message"]
+    user.put(allow("ec2:*"), allow("iam:PassRole", profile.role_arn))
+    (launched,) = ec2.run_instances(**by_template)["Instances"]
+    assert launched["IamInstanceProfile"] == profile.shown
+    (second,) = sim.run_instances(**by_template, IamInstanceProfile={"Arn": other.arn})["Instances"]
+    assert second["IamInstanceProfile"] == other.shown
+    again = sim.get_launch_template_data(InstanceId=launched["InstanceId"])["LaunchTemplateData"]
+    assert again["IamInstanceProfile"] == {"Arn": profile.arn}
+    # A new version keeps what it does not say.
+    sim.create_launch_template_version(LaunchTemplateName=template, SourceVersion="1", LaunchTemplateData={"InstanceType": "t3.micro"})
+    (third,) = sim.run_instances(**(by_template | {"LaunchTemplate": {"LaunchTemplateName": template, "Version": "2"}}))["Instances"]
+    assert (third["InstanceType"], third["IamInstanceProfile"]) == ("t3.micro", profile.shown)
+    sim.create_launch_template_version(LaunchTemplateName=template, SourceVersion="1", LaunchTemplateData={"IamInstanceProfile": {"Name": "nobody"}})
+    wrong = by_template | {"LaunchTemplate": {"LaunchTemplateName": template, "Version": "3"}}
+    refused(lambda: sim.run_instances(**wrong), "InvalidParameterValue")
+    sim.terminate_instances(InstanceIds=[i["InstanceId"] for i in (launched, second, third)])
+    sim.delete_launch_template(LaunchTemplateName=template)
+
+
 def test_wrong_profiles_are_refused(simulated, sim, sim_image):
     request = {"ImageId": sim_image, "InstanceType": "t3.nano", "MinCount": 1, "MaxCount": 1}
     iam = simulated.client("iam")

@@ -53,6 +53,12 @@ impl EbsKey {
     pub fn purpose(id: &str) -> String {
         format!("ebs key {id}")
     }
+
+    /// The ARN of the key with an id, an account's in a region.
+    #[must_use]
+    pub fn arn(account: &str, region: &str, id: &str) -> String {
+        format!("arn:aws:kms:{region}:{account}:key/{id}")
+    }
 }
 
 /// How a volume or snapshot is encrypted. A snapshot has the key of its volume, and a volume that of its snapshot.
@@ -78,6 +84,6 @@ impl Encryption {
     /// The ARN of the key that has sealed the data key.
     #[must_use]
     pub fn key_arn(&self) -> String {
-        format!("arn:aws:kms:{}:{}:key/{}", self.region, self.account, self.key_id)
+        EbsKey::arn(&self.account, &self.region, &self.key_id)
     }
 }

@@ -106,6 +106,13 @@ data! {
         private_dns_name_options: Option<TemplatePrivateDnsName>,
         maintenance_options: Option<TemplateMaintenance>,
         disable_api_stop: Option<bool>,
+        iam_instance_profile: Option<TemplateInstanceProfile>,
+    }
+
+    /// `LaunchTemplateIamInstanceProfileSpecification`.
+    TemplateInstanceProfile {
+        arn: Option<String>,
+        name: Option<String>,
     }
 
     /// `LaunchTemplateBlockDeviceMapping`.
@@ -124,6 +131,7 @@ data! {
         volume_size: Option<i32>,
         volume_type: Option<String>,
         throughput: Option<i32>,
+        kms_key_id: Option<String>,
     }
 
     /// `LaunchTemplateInstanceNetworkInterfaceSpecification`.

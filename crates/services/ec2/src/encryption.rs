@@ -186,6 +186,35 @@ pub async fn get_ebs_default_kms_key_id(
     Ok(model::GetEbsDefaultKmsKeyIdResult { kms_key_id: Some(DEFAULT_ALIAS.to_owned()) })
 }
 
+/// `ModifyEbsDefaultKmsKeyId`: there is one key to choose, the account's own for EBS.
+pub async fn modify_ebs_default_kms_key_id(
+    handlers: &Handlers,
+    ctx: &Context,
+    input: model::ModifyEbsDefaultKmsKeyIdRequest,
+) -> Result<model::ModifyEbsDefaultKmsKeyIdResult> {
+    let id = haar_core::transact(&handlers.store, ctx, |tx| {
+        let key = default_key(&handlers.config.sealer, ctx, tx);
+        check_key(ctx, &key, &input.kms_key_id)?;
+        Ok(key.id)
+    })
+    .await?;
+    Ok(model::ModifyEbsDefaultKmsKeyIdResult {
+        kms_key_id: Some(EbsKey::arn(&ctx.account, &ctx.region, &id)),
+    })
+}
+
+/// `ResetEbsDefaultKmsKeyId`.
+pub async fn reset_ebs_default_kms_key_id(
+    handlers: &Handlers,
+    ctx: &Context,
+    _: model::ResetEbsDefaultKmsKeyIdRequest,
+) -> Result<model::ResetEbsDefaultKmsKeyIdResult> {
+    let key =
+        haar_core::transact(&handlers.store, ctx, |tx| Ok(default_key(&handlers.config.sealer, ctx, tx)));
+    let id = key.await?.id;
+    Ok(model::ResetEbsDefaultKmsKeyIdResult { kms_key_id: Some(EbsKey::arn(&ctx.account, &ctx.region, &id)) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

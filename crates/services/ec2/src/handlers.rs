@@ -130,6 +130,8 @@ delegate! {
             -> EnableEbsEncryptionByDefaultResult;
         get_ebs_default_kms_key_id(GetEbsDefaultKmsKeyIdRequest) -> GetEbsDefaultKmsKeyIdResult;
         get_ebs_encryption_by_default(GetEbsEncryptionByDefaultRequest) -> GetEbsEncryptionByDefaultResult;
+        modify_ebs_default_kms_key_id(ModifyEbsDefaultKmsKeyIdRequest) -> ModifyEbsDefaultKmsKeyIdResult;
+        reset_ebs_default_kms_key_id(ResetEbsDefaultKmsKeyIdRequest) -> ResetEbsDefaultKmsKeyIdResult;
     }
     dhcp_options {
         describe_dhcp_options(DescribeDhcpOptionsRequest) -> DescribeDhcpOptionsResult;
@@ -172,6 +174,7 @@ delegate! {
         modify_instance_credit_specification(ModifyInstanceCreditSpecificationRequest)
             -> ModifyInstanceCreditSpecificationResult;
         modify_instance_metadata_options(ModifyInstanceMetadataOptionsRequest) -> ModifyInstanceMetadataOptionsResult;
+        modify_instance_placement(ModifyInstancePlacementRequest) -> ModifyInstancePlacementResult;
         reboot_instances(RebootInstancesRequest) -> ();
         replace_iam_instance_profile_association(ReplaceIamInstanceProfileAssociationRequest)
             -> ReplaceIamInstanceProfileAssociationResult;

@@ -2,8 +2,8 @@
 
 use haar_records::ec2::launch_template::{
     LaunchTemplateData, TemplateBlockDevice, TemplateCapacityReservation, TemplateCpuOptions,
-    TemplateCredits, TemplateEbs, TemplateHibernation, TemplateInterface, TemplateMetadataOptions,
-    TemplatePlacement, TemplateSwitch, TemplateTag, TemplateTags,
+    TemplateCredits, TemplateEbs, TemplateHibernation, TemplateInstanceProfile, TemplateInterface,
+    TemplateMetadataOptions, TemplatePlacement, TemplateSwitch, TemplateTag, TemplateTags,
 };
 use haar_records::ec2::{Instance, NetworkInterface, Volume, instance_type};
 use haar_records::{Tags, ec2::PlacementGroup};
@@ -92,6 +92,10 @@ pub(crate) fn describe_as_launch(snapshot: &Snapshot, instance: &Instance) -> La
         }),
         enclave_options: Some(TemplateSwitch { enabled: Some(false) }),
         disable_api_stop: Some(spec.disable_api_stop),
+        iam_instance_profile: spec
+            .instance_profile
+            .as_ref()
+            .map(|profile| TemplateInstanceProfile { arn: Some(profile.arn.clone()), name: None }),
         ..LaunchTemplateData::default()
     }
 }

@@ -9,6 +9,7 @@ mod lifecycle;
 mod listing;
 mod metadata_options;
 mod options;
+mod placement;
 pub(crate) mod profiles;
 mod run;
 
@@ -24,6 +25,7 @@ pub use describe::{describe_instance_status, describe_instances};
 pub use lifecycle::{reboot_instances, start_instances, stop_instances, terminate_instances};
 pub use listing::Listing;
 pub use metadata_options::modify_instance_metadata_options;
+pub use placement::modify_instance_placement;
 pub use profiles::{
     associate_iam_instance_profile, describe_iam_instance_profile_associations,
     disassociate_iam_instance_profile, replace_iam_instance_profile_association,

@@ -45,7 +45,7 @@ mirror!(TemplateBlockDevice: LaunchTemplateBlockDeviceMappingRequest => LaunchTe
     device_name, no_device ; ; ebs ;
 });
 mirror!(TemplateEbs: LaunchTemplateEbsBlockDeviceRequest => LaunchTemplateEbsBlockDevice, EbsBlockDevice {
-    encrypted, delete_on_termination, iops, snapshot_id, volume_size, throughput ; volume_type ; ;
+    encrypted, delete_on_termination, iops, kms_key_id, snapshot_id, volume_size, throughput ; volume_type ; ;
 });
 mirror!(TemplateInterface: LaunchTemplateInstanceNetworkInterfaceSpecificationRequest
     => LaunchTemplateInstanceNetworkInterfaceSpecification, InstanceNetworkInterfaceSpecification {
@@ -81,6 +81,10 @@ mirror!(TemplatePrivateDnsName: LaunchTemplatePrivateDnsNameOptionsRequest
 mirror!(TemplateMaintenance: LaunchTemplateInstanceMaintenanceOptionsRequest
     => LaunchTemplateInstanceMaintenanceOptions, InstanceMaintenanceOptionsRequest {
     ; auto_recovery ; ;
+});
+mirror!(TemplateInstanceProfile: LaunchTemplateIamInstanceProfileSpecificationRequest
+    => LaunchTemplateIamInstanceProfileSpecification, IamInstanceProfileSpecification {
+    arn, name ; ; ;
 });
 mirror!(TemplateTags: LaunchTemplateTagSpecificationRequest => LaunchTemplateTagSpecification, TagSpecification {
     ; resource_type ; ; tags
@@ -146,6 +150,7 @@ impl From<model::RequestLaunchTemplateData> for record::LaunchTemplateData {
             private_dns_name_options: it.private_dns_name_options.map(Into::into),
             maintenance_options: it.maintenance_options.map(Into::into),
             disable_api_stop: it.disable_api_stop,
+            iam_instance_profile: it.iam_instance_profile.map(Into::into),
         }
     }
 }
@@ -184,6 +189,7 @@ impl From<record::LaunchTemplateData> for model::ResponseLaunchTemplateData {
             private_dns_name_options: it.private_dns_name_options.map(Into::into),
             maintenance_options: it.maintenance_options.map(Into::into),
             disable_api_stop: it.disable_api_stop,
+            iam_instance_profile: it.iam_instance_profile.map(Into::into),
         }
     }
 }
@@ -235,6 +241,7 @@ pub(super) fn overlay(
         private_dns_name_options: over.private_dns_name_options.or(source.private_dns_name_options),
         maintenance_options: over.maintenance_options.or(source.maintenance_options),
         disable_api_stop: over.disable_api_stop.or(source.disable_api_stop),
+        iam_instance_profile: over.iam_instance_profile.or(source.iam_instance_profile),
     }
 }
 
@@ -291,7 +298,7 @@ pub(super) fn merge(
         image_id, instance_type, key_name, user_data, disable_api_stop, disable_api_termination, ebs_optimized ;
         instance_initiated_shutdown_behavior ;
         placement, cpu_options, capacity_reservation_specification, hibernation_options, private_dns_name_options,
-        maintenance_options
+        maintenance_options, iam_instance_profile
     );
     merged.metadata_options = match (merged.metadata_options, data.metadata_options) {
         (Some(given), Some(template)) => {

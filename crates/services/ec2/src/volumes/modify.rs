@@ -289,7 +289,8 @@ mod tests {
             async move {
                 // Nothing makes disks here.
                 write(&handlers.store, |tx| {
-                    let mut volume = Volume::clone(&*tx.get::<Volume>(SCOPE.account, SCOPE.region, &id).unwrap());
+                    let mut volume =
+                        Volume::clone(&*tx.get::<Volume>(SCOPE.account, SCOPE.region, &id).unwrap());
                     volume.state = VolumeState::Available;
                     if let Some(modification) = &mut volume.modification {
                         modification.state = ModificationState::Completed;
@@ -299,8 +300,7 @@ mod tests {
                 })
                 .await?;
                 let ctx = Context { now: begin + Duration::hours(hours), ..context() };
-                let input =
-                    model::ModifyVolumeRequest { volume_id: id, size: Some(2), ..Default::default() };
+                let input = model::ModifyVolumeRequest { volume_id: id, size: Some(2), ..Default::default() };
                 handlers.modify_volume(&ctx, input).await
             }
         };
