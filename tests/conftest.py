@@ -119,7 +119,9 @@ class Launcher:
         answer = self.ec2.run_instances(**(settings | parameters))
         instance = answer["Instances"][0]["InstanceId"]
         self.launched.append(instance)
-        return Guest(self.daemon, instance, self.key, user)
+        guest = Guest(self.daemon, instance, self.key, user)
+        guest.ec2 = self.ec2
+        return guest
 
     def __call__(self, **parameters) -> Guest:
         """Launches an instance and waits until one can log in."""
@@ -165,7 +167,7 @@ def pytest_collection_modifyitems(items):
     order = [
         *("cli", "wire", "protocols", "clients", "describe", "iam", "sts", "accounts", "isolation", "access", "key_pairs", "security_groups", "trail"),
         *("images", "instances", "capacity", "launch_templates", "status", "console", "terraform", "ansible", "metadata", "profiles", "network"),
-        *("volumes", "snapshots", "modify_volume", "migrate", "encryption", "ebs_direct", "amis", "failures", "crash", "service", "debian"),
+        *("volumes", "snapshots", "modify_volume", "migrate", "encryption", "ebs_direct", "layers", "amis", "failures", "crash", "service", "debian"),
     ]
     rank = {f"test_{name}": position for position, name in enumerate(order)}
     items.sort(key=lambda item: rank.get(item.module.__name__, len(rank)))

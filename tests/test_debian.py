@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import tarfile
+import time
 from pathlib import Path
 
 import boto3
@@ -114,9 +115,82 @@ def test_boto3_in_the_guest_has_the_role_of_the_instance(debian, daemon, ec2):
     assert (said["refused"], said["method"]) == ("UnauthorizedOperation", "iam-role")
 
 
-def test_it_shuts_down_when_asked(debian):
+# Prints the instance's id and the checksum of the payload to the serial console, as soon as the disks are there.
+UNIT = """[Unit]
+Description=Tells that the change is here
+DefaultDependencies=no
+RequiresMountsFor=/srv
+After=systemd-remount-fs.service
+[Service]
+Type=oneshot
+ExecStart=/bin/sh -c 'echo "CHANGE $(cat /sys/class/dmi/id/board_asset_tag) $(md5sum </srv/payload | cut -c -32)" >/dev/ttyS0'
+[Install]
+WantedBy=sysinit.target
+"""
+
+# Two Debian guests boot at a time on a machine of two processors; what counts are the ten.
+AT_ONCE = 2
+
+
+@pytest.fixture(scope="module")
+def change(debian) -> str:
+    """Changes the guest before it is shut down: 48 MiB that do not compress, and a unit that tells their checksum at boot, which it gives."""
+    done = debian.ssh("sudo tee /etc/systemd/system/change.service >/dev/null && sudo systemctl enable -q change.service", input=UNIT)
+    assert done.returncode == 0, done.stderr
+    return debian.run("sudo dd if=/dev/urandom of=/srv/payload bs=1M count=48 2>/dev/null; md5sum </srv/payload | cut -c -32", timeout=120)
+
+
+def test_it_shuts_down_when_asked(debian, change):
     debian.ec2.stop_instances(InstanceIds=[debian.id])
     debian.hang_up()
     found = debian.wait_for_state("stopped", 120)
     assert found["StateReason"]["Code"] == "Client.UserInitiatedShutdown"
     wait_for(lambda: "Power down" in debian.console() or "Powering off" in debian.console(), 10)
+
+
+def taken(folder: Path) -> int:
+    """The bytes that the files of a folder take on the disk, each file once whatever names it has."""
+    found = {(s.st_dev, s.st_ino): s.st_blocks * 512 for s in (f.lstat() for f in folder.rglob("*"))}
+    return sum(found.values())
+
+
+@pytest.mark.timeout(900)
+def test_ten_of_its_image_have_its_change_and_cost_one_copy_of_it(debian, daemon, ec2, launch, change):
+    if debian.state != "stopped":
+        ec2.stop_instances(InstanceIds=[debian.id])
+        debian.hang_up()
+        debian.wait_for_state("stopped", 120)
+    volumes = daemon.state_dir / "volumes"
+    before = taken(volumes)
+    image = ec2.create_image(InstanceId=debian.id, Name="debian changed")["ImageId"]
+    ec2.get_waiter("image_available").wait(ImageIds=[image], WaiterConfig={"Delay": 1})
+    assert taken(volumes) - before < 1 << 20, "the image is no second copy"
+    pending, seen = [], []
+
+    def told(guest) -> bool:
+        return f"CHANGE {guest.id} {change}" in guest.console()
+
+    begun = time.monotonic()
+    while len(seen) < 10:
+        while len(pending) < AT_ONCE and len(pending) + len(seen) < 10:
+            # One processor each: the second one would be the same processor of this machine.
+            one_processor = {"CoreCount": 1, "ThreadsPerCore": 1}
+            pending.append(launch.start(ImageId=image, InstanceType="t3.micro", CpuOptions=one_processor, user="admin"))
+        wait_for(lambda: any(told(guest) for guest in pending), 300, 0.5, "no guest told of the change")
+        for guest in [guest for guest in pending if told(guest)]:
+            # Their disks stay, to be counted.
+            ec2.stop_instances(InstanceIds=[guest.id], SkipOsShutdown=True)
+            pending.remove(guest)
+            seen.append(guest)
+    for guest in seen:
+        guest.wait_for_state("stopped")
+    roots = [guest.describe()["BlockDeviceMappings"][0]["Ebs"]["VolumeId"] for guest in seen]
+    own = [(volumes / f"{root}.qcow2").stat().st_blocks * 512 for root in roots]
+    added = taken(volumes) - before
+    print(f"ten guests in {time.monotonic() - begun:.0f} s; the volumes took {before >> 20} MiB before and {added >> 20} MiB more,")
+    print(f"the ten volumes {[size >> 20 for size in own]} MiB each")
+    assert len(set(roots)) == 10 and before > 48 << 20
+    # What each has written until it was seen is its own, and less than one copy of the change in all.
+    assert max(own) < 12 << 20 and added < 48 << 20
+    ec2.terminate_instances(InstanceIds=[guest.id for guest in seen])
+    ec2.deregister_image(ImageId=image, DeleteAssociatedSnapshots=True)

@@ -13,6 +13,7 @@ mod host;
 mod images;
 mod instances;
 mod limits;
+mod merge;
 mod migrations;
 mod network;
 mod picture;
@@ -218,6 +219,7 @@ impl Node {
                     reconcile::Options { concurrency: 8, ..Default::default() },
                 )?;
                 qemu.report_to(&instances);
+                qemu.merge_layers();
                 let volumes = reconcile::start(
                     &store,
                     Volumes::new(store.clone(), qemu.clone()),

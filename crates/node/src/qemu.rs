@@ -19,6 +19,7 @@ use haar_vm::{Boot, Disk, DiskFormat, DiskKey, DiskLayer, Nic, Overlay, RunState
 use crate::backend::{Backend, Observation};
 use crate::blocks::{self, Sessions};
 use crate::directory::MTU;
+use crate::merge::{self, Layering};
 use crate::network::{self, Network};
 use crate::reserve::Reserve;
 use crate::{Config, Error, limits, migrations};
@@ -38,9 +39,7 @@ pub(crate) struct Qemu {
     reserve: Reserve,
     sealer: Sealer,
     sessions: Sessions,
-    /// Held for reading while a machine is started, for writing while volumes get new layers: no machine may open a file that
-    /// becomes a snapshot's.
-    layering: tokio::sync::RwLock<()>,
+    layering: Arc<Layering>,
     watched: Mutex<HashMap<String, Vm>>,
     reconciler: OnceLock<Handle<Instance>>,
 }
@@ -69,10 +68,19 @@ impl Qemu {
             reserve: Reserve::new(&config.state_dir)?,
             sealer: config.sealer.clone(),
             sessions: Sessions::default(),
-            layering: tokio::sync::RwLock::default(),
+            layering: Arc::default(),
             watched: Mutex::default(),
             reconciler: OnceLock::new(),
         })
+    }
+
+    /// Merges layers that nothing needs, from now on.
+    pub(crate) fn merge_layers(self: &Arc<Self>) {
+        tokio::spawn(merge::run(self.layering.clone(), Arc::downgrade(self)));
+    }
+
+    pub(crate) fn records(&self) -> haar_store::Snapshot {
+        self.store.snapshot()
     }
 
     /// Has machines' changes of state reported to the reconciler from now on.
@@ -105,7 +113,7 @@ impl Qemu {
         if self.watched().insert(id.clone(), vm.clone()).is_some() {
             return;
         }
-        let (store, mut states) = (self.store.clone(), vm.watch());
+        let (store, mut states, layering) = (self.store.clone(), vm.watch(), self.layering.clone());
         tokio::spawn(async move {
             while states.changed().await.is_ok() {
                 let gone = matches!(*states.borrow_and_update(), RunState::Exited(_));
@@ -114,6 +122,8 @@ impl Qemu {
                     reconciler.poke_id(&instance.account, &instance.region, &id);
                 }
                 if gone {
+                    // Its disks are in no machine any more.
+                    layering.tell();
                     return;
                 }
             }
@@ -159,7 +169,11 @@ impl Qemu {
     }
 
     /// What a volume or snapshot is encrypted with, if it is.
-    fn key(&self, id: &str, encryption: Option<&Encryption>) -> Result<Option<haar_volume::Key>, Error> {
+    pub(crate) fn key(
+        &self,
+        id: &str,
+        encryption: Option<&Encryption>,
+    ) -> Result<Option<haar_volume::Key>, Error> {
         let Some(encryption) = encryption else { return Ok(None) };
         let Encryption { account, region, key_id, data_key } = encryption;
         let defaults = self.store.snapshot().get::<EbsDefaults>(account, region, EbsDefaults::ID);
@@ -390,6 +404,7 @@ impl Qemu {
         let file = options.write(true).create(true).truncate(true).mode(0o600).open(&log);
         file.and_then(|mut file| file.write_all(console.as_bytes()))
             .map_err(Error::io(format!("write {}", log.display())))?;
+        let _started = self.layering.read().await;
         let disks = bundle.volumes.iter().map(|volume| self.disk(volume)).collect::<Result<_, _>>()?;
         let nics = bundle.interfaces.iter().map(nic).collect::<Result<_, _>>()?;
         let spec = self.spec(instance, disks, nics).await?;
@@ -403,6 +418,7 @@ impl Qemu {
     /// Removes machine, disks and all else of a guest that is not here, or not any more.
     pub(crate) async fn clear(&self, bundle: &Bundle) -> Result<(), Error> {
         self.power_off(&bundle.instance.id).await?;
+        let _layering = self.layering.read().await;
         for volume in &bundle.volumes {
             self.volumes.remove(&volume.id)?;
         }
@@ -501,12 +517,14 @@ impl Qemu {
         let snapshots = snapshot.list_all::<EbsSnapshot>().map(|snapshot| snapshot.id.clone());
         let moving = moving().flat_map(|m| m.bundle.volumes.iter().map(|volume| volume.id.clone()));
         let known: BTreeSet<_> = volumes.chain(snapshots).chain(moving).collect();
+        let layering = self.layering.read().await;
         for id in disks.iter().filter(|id| !known.contains(*id)) {
             tracing::info!(volume = id, "removing a disk without a record");
             if let Err(error) = self.volumes.remove(id) {
                 tracing::warn!(volume = id, %error, "cannot remove the disk");
             }
         }
+        drop(layering);
         self.network.collect_garbage().await
     }
 }
@@ -613,7 +631,13 @@ impl Backend for Qemu {
 
     async fn detach(&self, instance_id: &str, volume_id: &str) -> Result<bool, Error> {
         match self.machine(instance_id).await? {
-            Some(machine) => Ok(machine.detach_disk(volume_id).await?),
+            Some(machine) => {
+                let given_up = machine.detach_disk(volume_id).await?;
+                if given_up {
+                    self.layering.tell();
+                }
+                Ok(given_up)
+            }
             None => Ok(true),
         }
     }
@@ -707,11 +731,18 @@ impl Backend for Qemu {
 
     async fn remove_snapshot(&self, snapshot_id: &str) -> Result<(), Error> {
         self.sessions.close(snapshot_id).await;
-        Ok(self.volumes.remove(snapshot_id)?)
+        let _layering = self.layering.read().await;
+        self.volumes.remove(snapshot_id)?;
+        self.layering.tell();
+        Ok(())
     }
 
     async fn remove_disk(&self, volume: &Volume) -> Result<(), Error> {
-        Ok(self.volumes.remove(&volume.id)?)
+        let _layering = self.layering.read().await;
+        self.volumes.remove(&volume.id)?;
+        // What it stood on may be one other's alone now.
+        self.layering.tell();
+        Ok(())
     }
 
     async fn forget(&self, instance_id: &str) -> Result<(), Error> {

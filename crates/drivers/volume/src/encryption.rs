@@ -175,7 +175,7 @@ impl Driver {
     }
 
     /// The block node of a file.
-    fn node(&self, layer: &Layer) -> Result<Value, Error> {
+    pub(crate) fn node(&self, layer: &Layer) -> Result<Value, Error> {
         let Layer { path, format, encrypted } = layer;
         let name = path.to_str().ok_or_else(|| Error::BadImage {
             path: path.clone(),

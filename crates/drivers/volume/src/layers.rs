@@ -23,7 +23,7 @@ pub struct Layer {
 }
 
 /// Suffix of the mark of a snapshot that is removed and stood on.
-const MARKER: &str = ".removed";
+pub(crate) const MARKER: &str = ".removed";
 
 impl Driver {
     /// Prepares a snapshot of a volume: its present file also gets the snapshot's name, and a new layer is made over it. Gives the new layer's
@@ -224,7 +224,7 @@ impl Driver {
     }
 
     /// The names under which machines open layers.
-    fn nexts(&self) -> Result<Vec<PathBuf>, Error> {
+    pub(crate) fn nexts(&self) -> Result<Vec<PathBuf>, Error> {
         let next = self.dir.join(OPEN);
         let entries = fs::read_dir(&next).map_err(at("list", &next))?;
         entries.map(|entry| Ok(entry.map_err(at("list", &next))?.path())).collect()
@@ -239,7 +239,7 @@ impl Driver {
     }
 
     /// The id whose file this is, if it is in the folder.
-    fn id_of(&self, path: &Path) -> Option<String> {
+    pub(crate) fn id_of(&self, path: &Path) -> Option<String> {
         let name = path.strip_prefix(&self.dir).ok()?.to_str()?;
         Some(name.strip_suffix(SUFFIX)?.to_owned())
     }
@@ -297,7 +297,7 @@ pub fn standing_on(volumes: &Path, image: &Path) -> Result<Vec<String>, Error> {
 }
 
 /// Removes a file; that there is none is no error.
-fn remove_file(path: &Path) -> Result<(), Error> {
+pub(crate) fn remove_file(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         result => result.map_err(at("remove", path)),

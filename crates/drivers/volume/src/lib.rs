@@ -21,11 +21,13 @@ use tokio::process::Command;
 mod blocks;
 mod encryption;
 mod layers;
+mod merge;
 mod qcow2;
 
 pub use blocks::{Extent, Session};
 pub use encryption::Key;
 pub use layers::{Layer, standing_on};
+pub use merge::Run;
 
 /// The format of an image that volumes are made from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -350,6 +350,103 @@ async fn a_snapshot_that_was_cut_off_is_gone_on_with() {
     assert_eq!(driver.list().unwrap(), ["snap-1", "vol-1"]);
 }
 
+/// Merges what can be merged, until nothing can.
+async fn merge(driver: &Driver) -> usize {
+    let mut merged = 0;
+    loop {
+        driver.sweep().unwrap();
+        let Some(run) = driver.runs().unwrap().into_iter().next() else { return merged };
+        driver.merge(&run).await.unwrap();
+        merged += 1;
+    }
+}
+
+#[tokio::test]
+async fn removed_layers_are_merged_unless_they_are_needed_or_open() {
+    let Some(bench) = Bench::new() else { return };
+    let driver = bench.driver();
+    let volume = driver.create_empty("vol-1", 16 * MIB).await.unwrap();
+    for at in 0..8u64 {
+        write(&volume.path, at, 1 + at as u8);
+        write(&volume.path, 15, 1 + at as u8);
+        snapshot(&driver, "vol-1", &format!("snap-{at}")).await;
+    }
+    let read = |id: &str| contents(&driver.path(id).unwrap());
+    let depth = |id: &str| driver.layers(id).unwrap().len();
+    let (all, half) = (read("vol-1"), read("snap-4"));
+    assert_eq!((depth("vol-1"), merge(&driver).await), (9, 0));
+    // Something else stands on the first; a copy of the third is needed; the fifth is needed itself.
+    driver.create_from_snapshot("vol-2", "snap-0", 16 * MIB).await.unwrap();
+    driver.copy_snapshot("snap-2", "snap-c").unwrap();
+    for at in [0, 1, 2, 3, 5, 6, 7] {
+        driver.remove(&format!("snap-{at}")).unwrap();
+    }
+    // As long as a process has them open, they stay.
+    let session = driver.open_session("vol-1", true).await.unwrap();
+    assert_eq!(merge(&driver).await, 0);
+    drop(session);
+    let (first, copied) = (read("vol-2"), read("snap-c"));
+    let mut open = driver.runs().unwrap();
+    for _ in 0..100 {
+        if !open.is_empty() {
+            break;
+        }
+        // The session's process ends a little later.
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        open = driver.runs().unwrap();
+    }
+    assert!(merge(&driver).await > 0);
+    assert!(read("vol-1") == all && read("snap-4") == half);
+    assert!(read("vol-2") == first && read("snap-c") == copied);
+    // snap-0, snap-c with snap-1 in it, snap-4 with snap-3, and the volume with the rest.
+    assert!(depth("vol-1") <= 5, "{:?}", driver.layers("vol-1"));
+    // What stood in the way goes, and all that is removed with it.
+    for id in ["vol-2", "snap-c", "snap-4"] {
+        driver.remove(id).unwrap();
+    }
+    merge(&driver).await;
+    assert!(read("vol-1") == all);
+    assert_eq!((depth("vol-1"), driver.list().unwrap()), (1, vec!["vol-1".to_owned()]));
+    qemu_img(&["check", "-q"], &volume.path);
+    let allocated = driver.info("vol-1").unwrap().unwrap().allocated;
+    assert!(allocated < 10 * MIB, "it takes {allocated} bytes");
+    // It goes on as any volume.
+    write(&volume.path, 9, 77);
+    snapshot(&driver, "vol-1", "snap-9").await;
+    assert_eq!(read("snap-9")[9 << 20], 77);
+    driver.remove("vol-1").unwrap();
+    driver.remove("snap-9").unwrap();
+    driver.sweep().unwrap();
+    assert_eq!(bench.files(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_grown_volume_keeps_its_size_when_what_is_below_is_merged() {
+    let Some(bench) = Bench::new() else { return };
+    let driver = bench.driver();
+    let volume = driver.create_overlay("vol-1", &bench.path("image.raw"), Format::Raw, 4 * MIB).await.unwrap();
+    write(&volume.path, 1, 1);
+    snapshot(&driver, "vol-1", "snap-1").await;
+    driver.grow("vol-1", 8 * MIB).await.unwrap();
+    write(&volume.path, 6, 6);
+    let all = contents(&volume.path);
+    driver.remove("snap-1").unwrap();
+    assert_eq!(merge(&driver).await, 1);
+    let merged = driver.info("vol-1").unwrap().unwrap();
+    assert_eq!((merged.size, merged.backing), (8 * MIB, Some(bench.path("image.raw"))));
+    assert!(contents(&volume.path) == all);
+    // An upper layer that is much larger than what is gained is left alone.
+    snapshot(&driver, "vol-1", "snap-2").await;
+    for at in 0..8 {
+        write(&volume.path, at, 9);
+    }
+    snapshot(&driver, "vol-1", "snap-3").await;
+    driver.remove("snap-3").unwrap();
+    assert_eq!(driver.layers("vol-1").unwrap().len(), 4);
+    assert_eq!(merge(&driver).await, 1, "the volume is empty yet");
+    assert_eq!(contents(&volume.path), vec![9; 8 << 20]);
+}
+
 #[tokio::test]
 async fn an_encrypted_volume_shows_its_image_to_the_end_and_hides_what_is_written() {
     let Some(bench) = Bench::new() else { return };
