@@ -31,13 +31,14 @@ pub async fn modify_instance_placement(
         if !moves && input.tenancy.is_none() {
             return Ok(model::ModifyInstancePlacementResult { r#return: Some(true) });
         }
+        let next = placement(ctx, tx, &instance, &input, handlers.config.capacity)?;
         if instance.status.state != InstanceState::Stopped {
             return Err(Error::new(
                 "IncorrectInstanceState",
                 format!("The instance '{}' is not in the 'stopped' state.", instance.id),
             ));
         }
-        instance.spec.placement = placement(ctx, tx, &instance, &input, handlers.config.capacity)?;
+        instance.spec.placement = next;
         tx.put(instance);
         Ok(model::ModifyInstancePlacementResult { r#return: Some(true) })
     })
