@@ -135,7 +135,9 @@ impl Driver {
             volumes.entry(volume.unwrap_or_default()).or_default().push(name);
         }
         for (volume, names) in volumes {
-            let is_open = |path: &PathBuf| fs::metadata(path).is_ok_and(|file| open.contains(&(file.dev(), file.ino())));
+            let is_open = |path: &PathBuf| {
+                fs::metadata(path).is_ok_and(|file| open.contains(&(file.dev(), file.ino())))
+            };
             if names.iter().any(is_open) || self.path(&volume).is_ok_and(|path| is_open(&path)) {
                 continue;
             }

@@ -424,7 +424,8 @@ async fn removed_layers_are_merged_unless_they_are_needed_or_open() {
 async fn a_grown_volume_keeps_its_size_when_what_is_below_is_merged() {
     let Some(bench) = Bench::new() else { return };
     let driver = bench.driver();
-    let volume = driver.create_overlay("vol-1", &bench.path("image.raw"), Format::Raw, 4 * MIB).await.unwrap();
+    let volume =
+        driver.create_overlay("vol-1", &bench.path("image.raw"), Format::Raw, 4 * MIB).await.unwrap();
     write(&volume.path, 1, 1);
     snapshot(&driver, "vol-1", "snap-1").await;
     driver.grow("vol-1", 8 * MIB).await.unwrap();
