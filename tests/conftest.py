@@ -175,10 +175,9 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """The end of the daemon's log belongs to a failure's report."""
+    """The ends of the daemons' logs belong to a failure's report."""
     report = yield
     if report.failed:
-        daemons = [value for value in item.funcargs.values() if isinstance(value, Daemon)]
-        for daemon in daemons:
+        for daemon in Daemon.alive:
             report.sections.append((f"log of the daemon {daemon.prefix}", daemon.log()[-6000:]))
     return report

@@ -1,8 +1,10 @@
 """A haar daemon of the tests' own."""
 
+import ipaddress
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -11,6 +13,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import boto3
 from botocore.config import Config
@@ -28,13 +31,14 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def free_pool() -> str:
-    """A part of 198.18.0.0/15 that this machine has no route to."""
+def free_pool() -> ipaddress.IPv4Network:
+    """A part of 198.19.0.0/16 that this machine has no route to."""
     used = subprocess.run(["ip", "route"], check=True, capture_output=True, text=True).stdout
-    while True:
-        network = f"198.19.{random.randrange(256)}"
-        if f"{network}." not in used:
-            return f"{network}.0/26"
+    used = [ipaddress.ip_network(word) for word in re.findall(r"\b198\.1[89]\.[\d.]+(?:/\d+)?", used)]
+    # Daemons that have not made a route yet have their part as well.
+    used += [daemon.pool for daemon in Daemon.alive]
+    parts = ipaddress.ip_network("198.19.0.0/16").subnets(new_prefix=26)
+    return random.choice([part for part in parts if not any(part.overlaps(other) for other in used)])
 
 
 def random_prefix() -> str:
@@ -44,6 +48,9 @@ def random_prefix() -> str:
 class Daemon:
     """A daemon with a temporary state folder, a name prefix, a port and public addresses of its own."""
 
+    # Those that are not destroyed yet.
+    alive: ClassVar[list["Daemon"]] = []
+
     def __init__(self, *flags: str, images: Path | None = IMAGES, state_dir: Path | None = None, env: dict | None = None):
         CACHE.mkdir(parents=True, exist_ok=True)
         self.prefix = random_prefix()
@@ -52,9 +59,10 @@ class Daemon:
         self.port = free_port()
         self.endpoint = f"http://127.0.0.1:{self.port}"
         self.region = "eu-central-1"
+        self.pool = free_pool()
         self.flags = [
             *("--listen", f"127.0.0.1:{self.port}", "--region", self.region),
-            *("--public-pool", free_pool(), "--name", self.prefix),
+            *("--public-pool", str(self.pool), "--name", self.prefix),
             *flags,
         ]
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
@@ -62,6 +70,7 @@ class Daemon:
         self.before = Snapshot.take(self.prefix, self.state_dir)
         if images is not None and not (self.state_dir / "images").exists():
             link_tree(images, self.state_dir / "images")
+        self.alive.append(self)
 
     def haar(self, *arguments: str, check: bool = True, timeout: float = 120, **options) -> subprocess.CompletedProcess:
         """Runs a command of haar with this daemon's state folder."""
@@ -156,6 +165,8 @@ class Daemon:
             assert down.returncode == 0, f"haar down --all failed:\n{down.stdout}{down.stderr}"
             assert not left, f"haar down --all left behind: {left}\n{down.stdout}{down.stderr}"
         finally:
+            if self in self.alive:
+                self.alive.remove(self)
             shutil.rmtree(self.state_dir, ignore_errors=True)
 
     def remove_what_is_left(self, left: dict[str, set[str]]) -> None:
