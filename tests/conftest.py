@@ -165,7 +165,7 @@ def guest(launch) -> Guest:
 def pytest_collection_modifyitems(items):
     """Quick tests first: what concerns the API, then guests, then crashes and failures."""
     order = [
-        *("cli", "wire", "protocols", "clients", "describe", "iam", "sts", "accounts", "isolation", "access", "key_pairs", "security_groups", "trail"),
+        *("cli", "wire", "protocols", "clients", "describe", "iam", "sts", "mfa", "accounts", "isolation", "access", "key_pairs", "security_groups", "trail"),
         *("images", "instances", "capacity", "launch_templates", "status", "console", "terraform", "ansible", "metadata", "profiles", "network"),
         *("volumes", "snapshots", "modify_volume", "migrate", "encryption", "ebs_direct", "layers", "amis", "failures", "crash", "service", "debian"),
     ]

@@ -505,7 +505,8 @@ def test_a_user_does_to_itself_what_its_policy_says(simulated, iam):
 def test_what_is_not_here_says_so(iam):
     refused(lambda: iam.create_login_profile(UserName="u", Password="p"), "UnsupportedOperation")
     refused(lambda: iam.create_saml_provider(Name="s", SAMLMetadataDocument="x" * 1000), "UnsupportedOperation")
-    refused(lambda: iam.create_virtual_mfa_device(VirtualMFADeviceName="m"), "UnsupportedOperation")
+    refused(lambda: iam.generate_service_last_accessed_details(Arn="arn:aws:iam::123456789012:user/u"), "UnsupportedOperation")
+    refused(lambda: iam.update_account_password_policy(MinimumPasswordLength=8), "UnsupportedOperation")
 
 
 def test_the_aws_cli_makes_a_role(simulated):

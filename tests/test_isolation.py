@@ -8,6 +8,7 @@ import re
 import pytest
 from botocore.exceptions import ClientError
 from support.identities import allow, name, policy, refused, trust, with_credentials
+from support.mfa import enable
 from support.operations import call, complete, identifiers, named, operations, put
 
 # The zone of the volumes.
@@ -36,8 +37,9 @@ NOT_THERE = {
     ("ec2", "source-group"): ["InvalidGroup.NotFound"],
     ("iam", "policy-source"): ["InvalidInput"],
     ("sts", "access-key"): [],
+    ("sts", "mfa"): ["AccessDenied"],
     ("sts", "role"): ["AccessDenied"],
-} | {("iam", kind): ["NoSuchEntity"] for kind in ("access-key", "group", "instance-profile", "oidc-provider", "policy", "role", "user")}
+} | {("iam", kind): ["NoSuchEntity"] for kind in ("access-key", "group", "instance-profile", "mfa", "oidc-provider", "policy", "role", "user")}
 
 # Where another answer is right: a volume is not attached to an instance that it cannot be attached to.
 OTHERWISE = {("DetachVolume", "instance"): ["InvalidAttachment.NotFound"]}
@@ -68,6 +70,7 @@ MEMBERS = {
     "RoleName": "role",
     "RouteTableIds": "route-table",
     "SecurityGroupRuleIds": "security-group-rule",
+    "SerialNumber": "mfa",
     "SnapshotIds": "snapshot",
     "SourceSecurityGroupName": "source-group",
     "SubnetIds": "subnet",
@@ -95,6 +98,8 @@ NO_RESOURCES = {
 # What requests need besides the ids that they name; of the caller's own where it is a resource.
 RULE = {"IpProtocol": "tcp", "FromPort": 5, "ToPort": 5, "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}
 EXTRA = {
+    "AssumeRole": lambda _, foreign: {"TokenCode": "123456"} if foreign == "mfa" else {},
+    "GetSessionToken": lambda *_: {"TokenCode": "123456"},
     "AssociateIamInstanceProfile": lambda own, foreign: (
         {"IamInstanceProfile": {"Name": own.ids["instance-profile"]}} if foreign == "instance" else {}
     ),
@@ -149,6 +154,8 @@ class Owner:
         made_user = iam.create_user(UserName=mine)["User"]
         key = iam.create_access_key(UserName=mine)["AccessKey"]["AccessKeyId"]
         iam.create_group(GroupName=mine)
+        device = iam.create_virtual_mfa_device(VirtualMFADeviceName=mine)["VirtualMFADevice"]
+        enable(iam, mine, device)
         role = iam.create_role(RoleName=mine, AssumeRolePolicyDocument=trust({"Service": "ec2.amazonaws.com"}))["Role"]
         profile = iam.create_instance_profile(InstanceProfileName=mine)["InstanceProfile"]
         iam.add_role_to_instance_profile(InstanceProfileName=mine, RoleName=mine)
@@ -176,6 +183,7 @@ class Owner:
             "internet-gateway": ec2.describe_internet_gateways()["InternetGateways"][0]["InternetGatewayId"],
             "key-pair": mine,
             "launch-template": template["LaunchTemplate"]["LaunchTemplateId"],
+            "mfa": device["SerialNumber"],
             "network-interface": instance["NetworkInterfaces"][0]["NetworkInterfaceId"],
             "oidc-provider": provider["OpenIDConnectProviderArn"],
             "passed-role": profile["Arn"],
@@ -243,6 +251,7 @@ class Owner:
             ec2.describe_tags(),
             ec2.describe_iam_instance_profile_associations(),
             iam.get_account_authorization_details(Filter=["User", "Role", "Group", "LocalManagedPolicy"]),
+            iam.list_virtual_mfa_devices(),
             iam.get_open_id_connect_provider(OpenIDConnectProviderArn=self.ids["oidc-provider"]),
             iam.list_access_keys(UserName=self.ids["user"]),
         ]
@@ -281,7 +290,7 @@ def theirs(simulated) -> Owner:
 
 
 # An operation that makes something of a name takes nothing of another account by it.
-MAKES = {kind: ("Create", "Import") for kind in ("key-pair", "user", "group", "role", "instance-profile", "placement-group")}
+MAKES = {kind: ("Create", "Import") for kind in ("key-pair", "user", "group", "role", "instance-profile", "mfa", "placement-group")}
 NAMES_ONLY = {"CreateAccessKey"}
 
 

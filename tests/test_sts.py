@@ -242,7 +242,7 @@ def test_keys_tell_their_account(simulated, iam, account, user):
 
 def test_what_is_not_here_says_so(simulated, account):
     sts = simulated.client("sts")
-    refused(lambda: sts.get_session_token(SerialNumber="GAHT12345678", TokenCode="123456"), "UnsupportedOperation")
+    refused(lambda: sts.get_session_token(SerialNumber="GAHT12345678", TokenCode="123456"), "AccessDenied")
     parameters = {
         "RoleArn": f"arn:aws:iam::{account}:role/r",
         "PrincipalArn": f"arn:aws:iam::{account}:saml-provider/p",

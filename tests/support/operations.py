@@ -26,6 +26,8 @@ OPTIONAL = ("CpuCredits", "DeviceIndex", "DeviceName", "SecurityGroupRule", "Tag
 VALUES = {
     "AccessKeyId": "AKIAIOSFODNN7EXAMPLE",
     "ActionNames": ["iam:GetUser"],
+    "AuthenticationCode1": "123456",
+    "AuthenticationCode2": "123456",
     "AssumeRolePolicyDocument": trust({"Service": "ec2.amazonaws.com"}),
     "BlockData": BLOCK,
     "BlockToken": "AAAA",
@@ -39,6 +41,7 @@ VALUES = {
     "PolicySourceArn": "arn:aws:iam::123456789012:user/x",
     "PublicKeyMaterial": b"ssh-ed25519 AAAA",
     "SecondSnapshotId": "snap-0123456789abcdef0",
+    "SerialNumber": "arn:aws:iam::123456789012:mfa/x",
     "SnapshotId": "snap-0123456789abcdef0",
     "Device": "/dev/sdx",
     "DeviceIndex": 0,

@@ -11,19 +11,24 @@ use time::macros::format_description;
 const REMOVED: &str = "<sensitiveDataRemoved>";
 
 /// Members of requests and answers that are secret.
-const SECRETS: [&str; 14] = [
+const SECRETS: [&str; 19] = [
+    "authenticationCode1",
+    "authenticationCode2",
+    "base32StringSeed",
     "keyMaterial",
     "newPassword",
     "oldPassword",
     "password",
     "plaintext",
     "privateKey",
+    "qRCodePNG",
     "sAMLAssertion",
     "secretAccessKey",
     "secretBinary",
     "secretString",
     "serializedPolicyState",
     "sessionToken",
+    "tokenCode",
     "userData",
     "webIdentityToken",
 ];

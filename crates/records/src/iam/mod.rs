@@ -6,12 +6,14 @@
 mod access_key;
 mod account;
 mod identity;
+mod mfa;
 mod oidc;
 mod policy;
 
 pub use access_key::{AccessKey, AccessKeyStatus, Sealed, Usage};
 pub use account::{Account, AccountAlias};
 pub use identity::{Group, InstanceProfile, Role, User};
+pub use mfa::{CredentialReport, MfaAssignment, MfaDevice};
 pub use oidc::OpenIdConnectProvider;
 pub use policy::{ManagedPolicy, PolicyVersion};
 
@@ -25,9 +27,11 @@ pub fn register(builder: haar_store::Builder) -> haar_store::Builder {
         .register::<AccessKey>()
         .register::<Account>()
         .register::<AccountAlias>()
+        .register::<CredentialReport>()
         .register::<Group>()
         .register::<InstanceProfile>()
         .register::<ManagedPolicy>()
+        .register::<MfaDevice>()
         .register::<OpenIdConnectProvider>()
         .register::<Role>()
         .register::<Usage>()

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use haar_access::{Named, Query, Resource};
 use haar_api::{Context, PrincipalKind};
 use haar_records::iam::{
-    Group, InstanceProfile, ManagedPolicy, OpenIdConnectProvider, REGION, Role, User, name_id,
+    Group, InstanceProfile, ManagedPolicy, MfaDevice, OpenIdConnectProvider, REGION, Role, User, name_id,
 };
 use haar_store::Store;
 
@@ -64,6 +64,9 @@ impl haar_access::Resources for Directory {
                 let resource = Resource::new(role.arn()).with_tags(role.tags.clone());
                 resource.with_some("iam:PermissionsBoundary", role.permissions_boundary.as_ref())
             }),
+            "mfa" => snapshot
+                .get::<MfaDevice>(account, REGION, &id)
+                .map(|device| Resource::new(device.arn()).with_tags(device.tags.clone())),
             "oidc-provider-url" => Some(Resource::new(query.arn(crate::sts::provider_id(named)))),
             "instance-profile" => snapshot
                 .get::<InstanceProfile>(account, REGION, &id)
@@ -109,6 +112,24 @@ impl haar_access::Resources for Directory {
         if query.action == "iam:PassRole" {
             resource = resource.with("iam:PassedToService", "ec2.amazonaws.com");
         }
-        vec![resource]
+        let target = renamed(query, &resource);
+        std::iter::once(resource).chain(target).collect()
     }
+}
+
+/// What a user or group is to be after a request that renames or moves it: "the requester must have appropriate permissions on both the
+/// source object and the target object" (IAM API Reference, "UpdateUser", "UpdateGroup").
+fn renamed(query: &Query<'_>, source: &Resource) -> Option<Resource> {
+    if !matches!(query.operation(), "UpdateGroup" | "UpdateUser") {
+        return None;
+    }
+    let says = |member: &str| query.request().text(&[member]);
+    let (name, path) = (says("NewUserName").or_else(|| says("NewGroupName")), says("NewPath"));
+    let (_, own) = source.arn.split_once('/')?;
+    let (own_path, own_name) = own.rsplit_once('/').unwrap_or(("", own));
+    let path = path.unwrap_or(own_path).trim_matches('/');
+    let name = name.unwrap_or(own_name);
+    let separator = if path.is_empty() { "" } else { "/" };
+    let target = Resource::new(query.arn(&format!("{path}{separator}{name}")));
+    (target.arn != source.arn).then_some(target)
 }

@@ -8,6 +8,7 @@ use haar_policy::{Attached, Context, Policies, Policy, PolicyKind, Principal, da
 use haar_records::Tags;
 use haar_records::iam::{Group, ManagedPolicy, REGION, Role, User, name_id};
 use haar_store::Snapshot;
+use time::OffsetDateTime;
 
 use crate::aws_managed;
 
@@ -224,6 +225,10 @@ impl Sources<'_> {
         keys.insert("aws:TokenIssueTime", [date_text(session.issued)]);
         if session.origin != SessionOrigin::GetFederationToken {
             keys.insert("aws:MultiFactorAuthPresent", [if session.mfa { "true" } else { "false" }]);
+        }
+        if session.mfa {
+            let age = OffsetDateTime::now_utc() - session.issued;
+            keys.insert("aws:MultiFactorAuthAge", [age.whole_seconds().max(0).to_string()]);
         }
         if let Some(identity) = &session.source_identity {
             keys.insert("aws:SourceIdentity", [identity]);

@@ -11,6 +11,7 @@ mod instance_roles;
 mod keyring;
 mod seal;
 pub mod sts;
+mod totp;
 mod trust;
 
 pub use access::Directory;

@@ -5,6 +5,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use haar_records::iam::Sealed;
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::hmac;
+use subtle::ConstantTimeEq as _;
 
 /// First byte of what is sealed.
 const VERSION: u8 = 1;
@@ -37,6 +38,37 @@ impl Sealer {
     pub fn open_secret(&self, access_key_id: &str, sealed: &Sealed) -> Option<String> {
         let opened = self.open("access-key", access_key_id, hex::decode(&sealed.0).ok()?)?;
         String::from_utf8(opened).ok()
+    }
+
+    /// Seals the seed of an MFA device.
+    pub(crate) fn seal_seed(&self, serial: &str, seed: &[u8]) -> Sealed {
+        Sealed(hex::encode(self.seal("mfa-seed", serial, seed)))
+    }
+
+    /// The seed of an MFA device; none if it was sealed with another installation's key, or for another device.
+    pub(crate) fn open_seed(&self, serial: &str, sealed: &Sealed) -> Option<Vec<u8>> {
+        self.open("mfa-seed", serial, hex::decode(&sealed.0).ok()?)
+    }
+
+    /// The last part of the id of a task of an account, which shows that it was given out: half of it is random, half made of the rest.
+    pub(crate) fn task_id(&self, account: &str, task: &str) -> String {
+        self.task_id_of(account, task, rand::random())
+    }
+
+    /// Whether an id of a task was given out to an account.
+    pub(crate) fn is_task_id(&self, account: &str, task: &str, id: &str) -> bool {
+        let nonce =
+            id.get(..8).zip(id.get(9..13)).zip(id.get(14..18)).map(|((a, b), c)| format!("{a}{b}{c}"));
+        let nonce = nonce.and_then(|digits| u64::from_str_radix(&digits, 16).ok());
+        nonce
+            .is_some_and(|nonce| self.task_id_of(account, task, nonce).as_bytes().ct_eq(id.as_bytes()).into())
+    }
+
+    fn task_id_of(&self, account: &str, task: &str, nonce: u64) -> String {
+        let about = format!("task\0{account}\0{task}\0{nonce:016x}");
+        let seal = hex::encode(&hmac::sign(&self.0, about.as_bytes()).as_ref()[..8]);
+        let nonce = format!("{nonce:016x}");
+        format!("{}-{}-{}-{}-{}", &nonce[..8], &nonce[8..12], &nonce[12..], &seal[..4], &seal[4..])
     }
 
     /// Makes the session token of temporary credentials.
@@ -109,6 +141,19 @@ mod tests {
         assert_eq!(sealer.open_secret("AKIATWO", &sealed), None);
         assert_eq!(Sealer::new([2; 32]).open_secret("AKIAONE", &sealed), None);
         assert_eq!(sealer.open_secret("AKIAONE", &Sealed("01".into())), None);
+    }
+
+    #[test]
+    fn the_id_of_a_task_is_known_again_and_not_made_up() {
+        let sealer = Sealer::new([1; 32]);
+        let id = sealer.task_id("1", "task/a");
+        assert_eq!(id.len(), 36);
+        assert!(sealer.is_task_id("1", "task/a", &id));
+        assert!(!sealer.is_task_id("2", "task/a", &id) && !sealer.is_task_id("1", "task/b", &id));
+        assert!(!Sealer::new([2; 32]).is_task_id("1", "task/a", &id));
+        for text in ["", "é", "00000000-0000-0000-0000-000000000000", &id[..35], &"é".repeat(18)] {
+            assert!(!sealer.is_task_id("1", "task/a", text), "{text}");
+        }
     }
 
     #[test]

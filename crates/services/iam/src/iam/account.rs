@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use haar_api::Context;
 use haar_records::GLOBAL_ACCOUNT;
-use haar_records::iam::{self, Account, AccountAlias, ManagedPolicy, OpenIdConnectProvider, REGION};
+use haar_records::iam::{
+    self, Account, AccountAlias, ManagedPolicy, MfaDevice, OpenIdConnectProvider, REGION,
+};
 use haar_store::Snapshot;
 
 use super::Handlers;
@@ -90,6 +92,7 @@ pub(super) async fn get_account_summary(
     let account = &ctx.account;
     let policies: Vec<_> = snapshot.list::<ManagedPolicy>(account, REGION).collect();
     let versions = policies.iter().map(|policy| policy.versions.len()).sum();
+    let devices: Vec<_> = snapshot.list::<MfaDevice>(account, REGION).collect();
     let root_keys = iam::AccessKey::owner(account, None);
     let root_keys = snapshot.by_index::<iam::AccessKey>(GLOBAL_ACCOUNT, REGION, "owner", &root_keys).count();
     let entries: &[(&str, usize)] = &[
@@ -109,8 +112,8 @@ pub(super) async fn get_account_summary(
         ("GroupsQuota", 300),
         ("InstanceProfiles", snapshot.list::<iam::InstanceProfile>(account, REGION).count()),
         ("InstanceProfilesQuota", 1000),
-        ("MFADevices", 0),
-        ("MFADevicesInUse", 0),
+        ("MFADevices", devices.len()),
+        ("MFADevicesInUse", devices.iter().filter(|device| device.assignment.is_some()).count()),
         ("Policies", policies.len()),
         ("PoliciesQuota", 1500),
         ("PolicySizeQuota", 6144),

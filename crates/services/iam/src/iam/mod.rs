@@ -3,7 +3,9 @@
 mod access_keys;
 mod account;
 mod common;
+mod credential_report;
 mod identities;
+mod mfa;
 mod oidc_providers;
 mod policies;
 mod roles;
@@ -75,9 +77,19 @@ macro_rules! delegate {
                 }
             )+)+
 
+            async fn generate_credential_report(&self, ctx: &Context) -> Result<GenerateCredentialReportResponse> {
+                check_session(ctx)?;
+                credential_report::generate_credential_report(self, ctx).await
+            }
+
             async fn get_account_summary(&self, ctx: &Context) -> Result<GetAccountSummaryResponse> {
                 check_session(ctx)?;
                 account::get_account_summary(self, ctx).await
+            }
+
+            async fn get_credential_report(&self, ctx: &Context) -> Result<GetCredentialReportResponse> {
+                check_session(ctx)?;
+                credential_report::get_credential_report(self, ctx).await
             }
         }
     };
@@ -123,6 +135,19 @@ delegate! {
         put_role_policy(PutRolePolicyRequest) -> ();
         put_user_permissions_boundary(PutUserPermissionsBoundaryRequest) -> ();
         put_user_policy(PutUserPolicyRequest) -> ();
+    }
+    mfa {
+        create_virtual_mfa_device(CreateVirtualMFADeviceRequest) -> CreateVirtualMFADeviceResponse;
+        deactivate_mfa_device(DeactivateMFADeviceRequest) -> ();
+        delete_virtual_mfa_device(DeleteVirtualMFADeviceRequest) -> ();
+        enable_mfa_device(EnableMFADeviceRequest) -> ();
+        get_mfa_device(GetMFADeviceRequest) -> GetMFADeviceResponse;
+        list_mfa_device_tags(ListMFADeviceTagsRequest) -> ListMFADeviceTagsResponse;
+        list_mfa_devices(ListMFADevicesRequest) -> ListMFADevicesResponse;
+        list_virtual_mfa_devices(ListVirtualMFADevicesRequest) -> ListVirtualMFADevicesResponse;
+        resync_mfa_device(ResyncMFADeviceRequest) -> ();
+        tag_mfa_device(TagMFADeviceRequest) -> ();
+        untag_mfa_device(UntagMFADeviceRequest) -> ();
     }
     oidc_providers {
         add_client_id_to_open_id_connect_provider(AddClientIDToOpenIDConnectProviderRequest) -> ();

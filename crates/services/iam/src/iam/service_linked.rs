@@ -89,7 +89,9 @@ pub(super) async fn delete_service_linked_role(
         };
         tx.delete::<iam::Role>(&ctx.account, REGION, &record.id);
         tx.delete::<Usage>(GLOBAL_ACCOUNT, REGION, &record.role_id);
-        Ok(format!("task/aws-service-role/{service}/{}/{}", record.name, ctx.request_id))
+        let task = format!("task/aws-service-role/{service}/{}", record.name);
+        let id = handlers.keyring.sealer().task_id(&ctx.account, &task);
+        Ok(format!("{task}/{id}"))
     })
     .await?;
     Ok(DeleteServiceLinkedRoleResponse { deletion_task_id: Some(task) })
@@ -97,14 +99,16 @@ pub(super) async fn delete_service_linked_role(
 
 /// `GetServiceLinkedRoleDeletionStatus`: a task that was given out has succeeded.
 pub(super) async fn get_service_linked_role_deletion_status(
-    _: &Handlers,
-    _: &Context,
+    handlers: &Handlers,
+    ctx: &Context,
     input: GetServiceLinkedRoleDeletionStatusRequest,
 ) -> Result<GetServiceLinkedRoleDeletionStatusResponse> {
-    let is_task = input.deletion_task_id.split('/').count() == 5
-        && input.deletion_task_id.starts_with("task/aws-service-role/");
+    let given = &input.deletion_task_id;
+    let is_task = given
+        .rsplit_once('/')
+        .is_some_and(|(task, id)| handlers.keyring.sealer().is_task_id(&ctx.account, task, id));
     if !is_task {
-        return Err(no_such(format!("The deletion task {} cannot be found.", input.deletion_task_id)));
+        return Err(no_such(format!("The deletion task {given} cannot be found.")));
     }
     Ok(GetServiceLinkedRoleDeletionStatusResponse {
         status: Some(DeletionTaskStatusType::Succeeded),

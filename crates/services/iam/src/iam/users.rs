@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use haar_api::Context;
 use haar_records::GLOBAL_ACCOUNT;
-use haar_records::iam::{self, AccessKey, REGION, name_id};
+use haar_records::iam::{self, AccessKey, MfaDevice, REGION, name_id};
 
 use super::Handlers;
 use super::common::*;
@@ -155,6 +155,9 @@ pub(super) async fn delete_user(handlers: &Handlers, ctx: &Context, input: Delet
         let owner = AccessKey::owner(&ctx.account, Some(&record.user_id));
         if tx.by_index::<AccessKey>(GLOBAL_ACCOUNT, REGION, "owner", &owner).next().is_some() {
             return first("delete access keys");
+        }
+        if tx.by_index::<MfaDevice>(&ctx.account, REGION, "user", &record.user_id).next().is_some() {
+            return first("delete MFA device");
         }
         if !record.groups.is_empty() {
             return first("remove users from group");

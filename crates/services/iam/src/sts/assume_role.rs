@@ -10,7 +10,7 @@ use time::Duration;
 
 use super::model::*;
 use super::{
-    Handlers, add_policies, assumed_role_user, credentials, denied, gone, invalid, keys, packed_size,
+    Handlers, add_policies, assumed_role_user, credentials, denied, gone, invalid, keys, mfa, packed_size,
     read_tags,
 };
 use crate::Caller;
@@ -53,7 +53,7 @@ pub(super) fn trust(handlers: &Handlers, snapshot: &Snapshot, role: &Role) -> At
     Attached::inline(policy, "AssumeRolePolicyDocument")
 }
 
-pub(super) fn assume_role(
+pub(super) async fn assume_role(
     handlers: &Handlers,
     ctx: &Context,
     input: AssumeRoleRequest,
@@ -93,8 +93,16 @@ pub(super) fn assume_role(
         return Err(Error::new("InvalidParameterValue", message));
     }
 
+    let second_factor =
+        mfa::shown(handlers, ctx, input.serial_number.as_deref(), input.token_code.as_deref()).await?;
     let snapshot = handlers.store.snapshot();
-    let who = Caller::of(caller, &snapshot, &handlers.documents);
+    let mut who = Caller::of(caller, &snapshot, &handlers.documents);
+    // It counts for this request, not for the role's session: "the temporary credentials returned by AssumeRole do not include MFA
+    // information in the context" (IAM User Guide, "Secure API access with MFA").
+    if second_factor {
+        who.principal.session.insert("aws:MultiFactorAuthPresent", ["true"]);
+        who.principal.session.insert("aws:MultiFactorAuthAge", ["0"]);
+    }
     let refused = |action: &str| {
         denied(format!(
             "User: {} is not authorized to perform: {action} on resource: {}",

@@ -6,7 +6,7 @@ use haar_records::iam::{AccessKey, Account, REGION};
 use time::Duration;
 
 use super::model::*;
-use super::{Handlers, add_policies, credentials, denied, gone, invalid, packed_size, read_tags};
+use super::{Handlers, add_policies, credentials, denied, gone, invalid, mfa, packed_size, read_tags};
 use crate::keyring::{Holder, account_of_key_id};
 
 /// The length of these sessions where it is not said: twelve hours.
@@ -29,14 +29,16 @@ fn holder(ctx: &Context, operation: &str, asked: Option<i32>) -> Result<(Option<
     }
 }
 
-pub(super) fn get_session_token(
+pub(super) async fn get_session_token(
     handlers: &Handlers,
     ctx: &Context,
     input: &GetSessionTokenRequest,
 ) -> Result<GetSessionTokenResponse, Error> {
     let (user, seconds) = holder(ctx, "GetSessionToken", input.duration_seconds)?;
     let holder = user.map_or(Holder::Root, |user_id| Holder::User { user_id });
-    let session = Session::new(SessionOrigin::GetSessionToken, ctx.now, Duration::seconds(seconds));
+    let mut session = Session::new(SessionOrigin::GetSessionToken, ctx.now, Duration::seconds(seconds));
+    session.mfa =
+        mfa::shown(handlers, ctx, input.serial_number.as_deref(), input.token_code.as_deref()).await?;
     let made = handlers.keyring.issue(&handlers.store.snapshot(), &ctx.account, holder, session);
     Ok(GetSessionTokenResponse { credentials: credentials(&made.ok_or_else(gone)?) })
 }

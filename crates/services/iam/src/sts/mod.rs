@@ -4,6 +4,7 @@ mod assume_role;
 mod federation;
 mod jwt;
 mod keys;
+mod mfa;
 mod oidc;
 mod web_identity;
 
@@ -60,7 +61,7 @@ impl model::Sts for Handlers {
         ctx: &Context,
         input: AssumeRoleRequest,
     ) -> Result<AssumeRoleResponse, Error> {
-        assume_role::assume_role(self, ctx, input)
+        assume_role::assume_role(self, ctx, input).await
     }
 
     /// `AssumeRoleWithWebIdentity`.
@@ -120,7 +121,7 @@ impl model::Sts for Handlers {
         ctx: &Context,
         input: GetSessionTokenRequest,
     ) -> Result<GetSessionTokenResponse, Error> {
-        federation::get_session_token(self, ctx, &input)
+        federation::get_session_token(self, ctx, &input).await
     }
 }
 
