@@ -266,6 +266,8 @@ def mine(simulated) -> Owner:
     made.before = made.state()
     yield made
     made.client("ec2").terminate_instances(InstanceIds=[made.ids["instance"]])
+    # Other modules list the templates of this account.
+    made.client("ec2").delete_launch_template(LaunchTemplateId=made.ids["launch-template"])
 
 
 @pytest.fixture(scope="module")
