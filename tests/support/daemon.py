@@ -80,6 +80,10 @@ class Daemon:
             raise AssertionError(f"haar {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
         return done
 
+    def command(self, *arguments: str) -> subprocess.Popen:
+        """Begins a command of haar with this daemon's state folder."""
+        return subprocess.Popen([BINARY, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment)
+
     def start(self) -> "Daemon":
         self.haar("up", *self.flags)
         self.baseline = self.snapshot()

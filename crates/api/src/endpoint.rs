@@ -44,6 +44,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a client may take to send a request's body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// What begins a connection that speaks TLS: the type of a record with a handshake (RFC 8446, 5.1).
+const TLS_HANDSHAKE: u8 = 22;
+
 /// How long requests that have begun may go on when the endpoint stops.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -111,6 +114,7 @@ pub struct Endpoint {
     authorizer: Arc<dyn Authorizer>,
     recorder: Option<Arc<dyn Recorder>>,
     connections: Option<mpsc::Receiver<Connection>>,
+    tls: Option<mpsc::Sender<TcpStream>>,
 }
 
 /// A connection that another listener took: its stream, its peer, and what is to be dropped with it.
@@ -132,6 +136,7 @@ impl Endpoint {
             authorizer,
             recorder: None,
             connections: None,
+            tls: None,
         }
     }
 
@@ -156,6 +161,13 @@ impl Endpoint {
         self
     }
 
+    /// Sends the listener's connections on that begin TLS, which is not spoken here. Without it, they end.
+    #[must_use]
+    pub fn tls(mut self, connections: mpsc::Sender<TcpStream>) -> Self {
+        self.tls = Some(connections);
+        self
+    }
+
     /// Adds a handler for the paths that begin with `prefix`. Their requests are not signed; the handler decides whom it answers.
     #[must_use]
     pub fn route(mut self, prefix: &'static str, handler: RouteHandler) -> Self {
@@ -176,9 +188,9 @@ impl Endpoint {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => {
-                    accepted.map(|(stream, peer)| (stream, peer, Box::new(()) as Box<dyn Send + Sync>))
+                    accepted.map(|(stream, peer)| (stream, peer, None))
                 }
-                Some(other) = next(&mut others) => Ok(other),
+                Some((stream, peer, held)) = next(&mut others) => Ok((stream, peer, Some(held))),
                 () = &mut stop => break,
             };
             let (stream, peer, held) = match accepted {
@@ -191,15 +203,22 @@ impl Endpoint {
                 }
             };
             let _ = stream.set_nodelay(true);
-            let endpoint = endpoint.clone();
-            let answer = service_fn(move |request| {
-                let endpoint = endpoint.clone();
-                async move { Ok::<_, Infallible>(endpoint.answer(request, peer.ip()).await) }
-            });
-            let connection = server.serve_connection(TokioIo::new(stream), answer).into_owned();
-            let connection = graceful.watch(connection);
+            let (endpoint, server, watcher) = (endpoint.clone(), server.clone(), graceful.watcher());
             tokio::spawn(async move {
-                let _ = connection.await;
+                let Some(first) = first_byte(&stream).await else { return };
+                if first == TLS_HANDSHAKE
+                    && held.is_none()
+                    && let Some(tls) = &endpoint.tls
+                {
+                    let _ = tls.send(stream).await;
+                    return;
+                }
+                let answer = service_fn(move |request| {
+                    let endpoint = endpoint.clone();
+                    async move { Ok::<_, Infallible>(endpoint.answer(request, peer.ip()).await) }
+                });
+                let connection = server.serve_connection(TokioIo::new(stream), answer).into_owned();
+                let _ = watcher.watch(connection).await;
                 drop(held);
             });
         }
@@ -442,6 +461,15 @@ fn finish(answer: Result<Answer, Error>, model: &ServiceModel, id: &str) -> Resp
             tracing::debug!(code = %error.code, message = error.message, "refused");
             refusal(&error, model.protocol, model.xml_namespace, id)
         }
+    }
+}
+
+/// The first byte of a connection, left in it; none if it never comes. HTTP begins with a letter.
+async fn first_byte(stream: &TcpStream) -> Option<u8> {
+    let mut first = [0];
+    match tokio::time::timeout(HEAD_TIMEOUT, stream.peek(&mut first)).await {
+        Ok(Ok(1)) => Some(first[0]),
+        _ => None,
     }
 }
 

@@ -40,9 +40,18 @@ impl Sealer {
     /// Never: a SHA-256 has the length of a key.
     #[must_use]
     pub fn derived(key: &[u8; KEY_BYTES], purpose: &str) -> Self {
+        Self::new(&Self::derived_key(key, purpose))
+    }
+
+    /// A key for one purpose that is derived from a key for several.
+    ///
+    /// # Panics
+    /// Never: a SHA-256 has the length of a key.
+    #[must_use]
+    pub fn derived_key(key: &[u8; KEY_BYTES], purpose: &str) -> [u8; KEY_BYTES] {
         let key = hmac::Key::new(hmac::HMAC_SHA256, key);
         let derived = hmac::sign(&key, purpose.as_bytes());
-        Self::new(derived.as_ref().try_into().expect("a SHA-256 has the length of a key"))
+        derived.as_ref().try_into().expect("a SHA-256 has the length of a key")
     }
 
     /// A new key from the operating system's randomness.

@@ -156,7 +156,7 @@ instance, the instance stands still until --take-back says that it has not.
 
 Examples:
   haar migrate i-0123456789abcdef0 --to /srv/other
-  haar migrate i-0123456789abcdef0 --to http://10.0.0.2:4566/#123456789012.3f0c…
+  haar migrate i-0123456789abcdef0 --to haar://10.0.0.2:4566/#3f0c…
   haar migrate --list
   haar migrate --take-back mig-0123456789abcdef0"
     )]
@@ -433,17 +433,20 @@ Examples:
 #[derive(Debug, Args)]
 pub struct Migrate {
     /// The instance: i-…
-    #[arg(required_unless_present_any = ["list", "take_back"])]
+    #[arg(required_unless_present_any = ["list", "cancel", "take_back"])]
     pub instance: Option<String>,
     /// The other daemon: its state folder, or an invitation
-    #[arg(long, value_name = "WHERE", requires = "instance", required_unless_present_any = ["list", "take_back"])]
+    #[arg(long, value_name = "WHERE", requires = "instance", required_unless_present_any = ["list", "cancel", "take_back"])]
     pub to: Option<String>,
     /// Print what becomes of it as JSON
     #[arg(long)]
     pub json: bool,
     /// List migrations of the last hour and those under way
-    #[arg(long, conflicts_with_all = ["instance", "take_back"])]
+    #[arg(long, conflicts_with_all = ["instance", "cancel", "take_back"])]
     pub list: bool,
+    /// Have an instance stay that is being copied
+    #[arg(long, value_name = "MIGRATION", conflicts_with_all = ["instance", "take_back"])]
+    pub cancel: Option<String>,
     /// Let an instance run on here that was to be handed over: the other daemon does not have it, and never will
     #[arg(long, value_name = "MIGRATION", conflicts_with = "instance")]
     pub take_back: Option<String>,

@@ -21,9 +21,12 @@ use tracing_subscriber::EnvFilter;
 use cli::{Cli, Command};
 
 fn main() -> ExitCode {
-    restore_sigpipe();
     let cli = Cli::parse();
-    log_to_stderr(matches!(cli.command, Command::Serve(_)));
+    let daemon = matches!(cli.command, Command::Serve(_));
+    if !daemon {
+        restore_sigpipe();
+    }
+    log_to_stderr(daemon);
     match commands::run(cli) {
         Ok(code) => code,
         Err(error) => {
@@ -36,7 +39,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Lets `haar … | head` end quietly, as other programs do; Rust starts with SIGPIPE ignored.
+/// Lets `haar … | head` end quietly, as other programs do; Rust starts with SIGPIPE ignored. So it stays for the daemon, which would else
+/// end with the first client that closes its connection too early.
 fn restore_sigpipe() {
     use nix::sys::signal::{SigHandler, Signal, signal};
     // SAFETY: no handler is installed, only the default action, and no other thread runs yet.

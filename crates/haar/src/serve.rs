@@ -12,8 +12,8 @@ use haar_api::{Body, Endpoint};
 use haar_ebs::{HostFuture, Part};
 use haar_iam::{Documents, Keyring, Sealer};
 use haar_node::{Compute, Node};
-use haar_records::ec2::EbsSnapshot;
-use haar_store::Store;
+use haar_records::ec2::{EbsSnapshot, Encryption, Instance};
+use haar_store::{Store, Tx};
 use haar_trail::Trail;
 use hyper::body::Bytes;
 use hyper::{Method, Request, Response, StatusCode};
@@ -33,9 +33,6 @@ const QEMU: &str = "qemu-system-x86_64";
 
 /// Where commands ask for migrations.
 const MIGRATIONS: &str = "/_haar/migrations/";
-
-/// The header of what two daemons know each other by.
-const PEER_HEADER: &str = "x-haar-migration-token";
 
 /// How much of an instance's console GetConsoleOutput gives ("GetConsoleOutput", EC2 API Reference).
 const CONSOLE_OUTPUT: u64 = 64 * 1024;
@@ -72,7 +69,7 @@ async fn serve(config: &Config) -> Result<()> {
     let roles = haar_iam::InstanceRoles::new(store.clone(), keyring.clone());
     let for_guests = haar_node::ForGuests { profiles: Some(Arc::new(Profiles(roles))), api: Some(callers) };
     let ebs_sealer = ebs_sealer(&state)?;
-    let node_config = node_config(config, &keys, &state, ebs_sealer.clone()).await;
+    let node_config = node_config(config, &keys, &state, ebs_sealer.clone()).await?;
     let capacity = config.capacity(host_memory_mib(), overhead_mib(&node_config.compute));
     let node = Node::start(node_config, for_guests, store.clone()).await.map_err(Error::daemon)?;
 
@@ -80,6 +77,8 @@ async fn serve(config: &Config) -> Result<()> {
         .await
         .map_err(Error::daemon)?;
     let ssm = haar_ssm::Handlers::new(store.clone()).await.map_err(Error::daemon)?;
+    let account = keys.account_id.clone();
+    let reception = Reception { account, capacity, sealer: ebs_sealer.clone() };
     let ec2 = haar_ec2::Config { public_pool: config.public_pool, capacity, sealer: ebs_sealer };
     let ec2 = haar_ec2::Handlers::new(store.clone(), ec2, Arc::new(Host(node.clone())))
         .await
@@ -90,7 +89,8 @@ async fn serve(config: &Config) -> Result<()> {
     let sts = haar_iam::sts::Handlers::new(store.clone(), keyring.clone(), documents);
     let trail = Trail::open(&state.trail()).map_err(Error::io("open", state.trail()))?;
     let daemon = claim.announce(config, listen)?;
-    let account = keys.account_id.clone();
+    let (tls, peers) = tokio::sync::mpsc::channel(64);
+    node.serve_peers(peers, Arc::new(reception));
     let endpoint = Endpoint::new(
         haar_records::ec2::REGIONS.iter().map(|region| region.name),
         Arc::new(keyring.clone()),
@@ -99,11 +99,11 @@ async fn serve(config: &Config) -> Result<()> {
     .recorder(trail.clone())
     .service(haar_ssm::model::SsmService(ssm))
     .connections(connections)
+    .tls(tls)
     .service(haar_ebs::model::EbsService(ebs))
     .service(haar_ec2::model::Ec2Service(ec2))
     .service(haar_iam::iam::model::IamService(iam))
     .service(haar_iam::sts::model::StsService(sts))
-    .route("/_haar/migration/", peers(node.clone(), store.clone(), account, capacity))
     .route("/_haar/", admin(Admin { node: node.clone(), state, keyring, token: daemon.admin_token.clone() }));
     tracing::info!(endpoint = daemon.endpoint(), region = config.region, "haar {} answers", daemon.version);
     endpoint.serve(listener, stop).await;
@@ -122,6 +122,12 @@ fn ebs_sealer(state: &StateDir) -> Result<haar_core::Sealer> {
     Ok(haar_core::Sealer::derived(&state.sealing_key()?, "ebs"))
 }
 
+/// What other daemons know this one by, as long as it has its state folder.
+fn identity(state: &StateDir) -> Result<haar_node::Identity> {
+    let key = haar_core::Sealer::derived_key(&state.sealing_key()?, "migrations");
+    Ok(haar_node::Identity::new(&key))
+}
+
 async fn open_store(state: &StateDir) -> Result<Store> {
     let records = haar_records::ec2::register(haar_core::register(Store::builder()));
     let records = haar_records::iam::register(records);
@@ -137,7 +143,7 @@ pub fn stop_guests(config: &Config, grace: Duration, patience: Duration) -> Resu
         let _claim = state.claim()?;
         let keys = Credentials::load_or_create(&state)?;
         let store = open_store(&state).await?;
-        let node_config = node_config(config, &keys, &state, ebs_sealer(&state)?).await;
+        let node_config = node_config(config, &keys, &state, ebs_sealer(&state)?).await?;
         let node = Node::start_going_down(node_config, store.clone(), grace).await.map_err(Error::daemon)?;
         let begin = Instant::now();
         let left = loop {
@@ -158,7 +164,7 @@ async fn node_config(
     keys: &Credentials,
     state: &StateDir,
     sealer: haar_core::Sealer,
-) -> haar_node::Config {
+) -> Result<haar_node::Config> {
     let compute = match config.compute {
         config::Compute::Simulated => Compute::Simulated,
         config::Compute::Qemu => {
@@ -166,15 +172,15 @@ async fn node_config(
             Compute::Qemu { accel: accelerator(state, &binary).await, binary }
         }
     };
-    haar_node::Config {
+    Ok(haar_node::Config {
         state_dir: config.state_dir.clone(),
         name: config.name.to_string(),
         public_pool: config.public_pool,
         account: keys.account_id.clone(),
-        migrate_on: config.listen.ip(),
+        identity: identity(state)?,
         compute,
         sealer,
-    }
+    })
 }
 
 /// Memory of the host in MiB: what the machine has or, in a container, may use.
@@ -410,62 +416,42 @@ fn admin(admin: Admin) -> RouteHandler {
     })
 }
 
-/// What other daemons ask that send guests.
-fn peers(node: Node, store: Store, account: String, capacity: haar_ec2::Capacity) -> RouteHandler {
-    Arc::new(move |request: Request<Bytes>| {
-        let (node, store, account) = (node.clone(), store.clone(), account.clone());
-        Box::pin(async move {
-            let header = request.headers().get(PEER_HEADER).and_then(|token| token.to_str().ok());
-            let token = header.unwrap_or_default().to_owned();
-            let what = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
-            if what == "offer"
-                && node.is_invitation(&token)
-                && let Err(why) = make_room(&store, &account, capacity, request.body()).await
-            {
-                let refused = std::result::Result::<(), _>::Err(why);
-                return reply(StatusCode::OK, &serde_json::json!({"account": account, "result": refused}));
-            }
-            let (status, body) = node.answer_peer(&what, &token, request.into_body()).await;
-            reply(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), &body)
-        })
-    })
+/// What EC2 gives guests of other daemons: they become the root's account's.
+struct Reception {
+    account: String,
+    capacity: haar_ec2::Capacity,
+    sealer: haar_core::Sealer,
 }
 
-/// Makes the default VPC in the region that a guest comes from, as the first request there does, and sees whether there is room for it.
-async fn make_room(
-    store: &Store,
-    account: &str,
-    capacity: haar_ec2::Capacity,
-    offer: &[u8],
-) -> std::result::Result<(), String> {
-    #[derive(Deserialize)]
-    struct Offer {
-        bundle: Bundle,
+impl haar_node::Reception for Reception {
+    fn prepare(&self, tx: &mut Tx, region: &str) -> std::result::Result<(), String> {
+        if !haar_records::ec2::REGIONS.iter().any(|known| known.name == region) {
+            return Err(format!("there is no region {region:?}"));
+        }
+        let scope = haar_ec2::Scope { account: &self.account, region };
+        haar_ec2::defaults::make(tx, scope).map_err(|exists| haar_store::StoreError::from(exists).to_string())
     }
-    #[derive(Deserialize)]
-    struct Bundle {
-        instance: haar_records::ec2::Instance,
+
+    fn make_room(&self, tx: &mut Tx, instance: &Instance) -> std::result::Result<(), String> {
+        let hardware = haar_records::ec2::instance_type(&instance.spec.instance_type)
+            .ok_or_else(|| format!("there is no instance type {}", instance.spec.instance_type))?;
+        let scope = haar_ec2::Scope { account: &self.account, region: &instance.region };
+        let wanted = haar_ec2::capacity::Wanted {
+            hardware,
+            zone: &instance.spec.availability_zone,
+            placement: &instance.spec.placement,
+        };
+        let room = self.capacity.give(tx, scope, &wanted, 1, 1);
+        room.map(drop).map_err(|error| format!("{}: {}", error.code, error.message))
     }
-    let offer: Offer = serde_json::from_slice(offer).map_err(|e| format!("the offer cannot be read: {e}"))?;
-    let instance = &offer.bundle.instance;
-    let region = instance.region.as_str();
-    if !haar_records::ec2::REGIONS.iter().any(|known| known.name == region) {
-        return Err(format!("there is no region {region:?}"));
+
+    fn encryption(&self, tx: &mut Tx, region: &str) -> std::result::Result<Encryption, String> {
+        let ctx = haar_api::Context::new(&self.account, region);
+        let asked = haar_ec2::encryption::Asked { encrypted: Some(true), kms_key_id: None };
+        let made = haar_ec2::encryption::of_new(&self.sealer, &ctx, tx, &asked, None);
+        let made = made.map_err(|error| format!("{}: {}", error.code, error.message))?;
+        made.ok_or_else(|| "there is no key for EBS".to_owned())
     }
-    let hardware = haar_records::ec2::instance_type(&instance.spec.instance_type)
-        .ok_or_else(|| format!("there is no instance type {}", instance.spec.instance_type))?;
-    let scope = haar_ec2::Scope { account, region };
-    let wanted = haar_ec2::capacity::Wanted {
-        hardware,
-        zone: &instance.spec.availability_zone,
-        placement: &instance.spec.placement,
-    };
-    let room = store.transact(|tx| {
-        haar_ec2::defaults::make(tx, scope).map_err(haar_store::StoreError::from)?;
-        Ok::<_, haar_store::StoreError>(capacity.give(tx, scope, &wanted, 1, 1))
-    });
-    let room = room.await.map_err(|error| error.to_string())?;
-    room.map(drop).map_err(|error| format!("{}: {}", error.code, error.message))
 }
 
 fn reply(status: StatusCode, body: &serde_json::Value) -> Response<Body> {
@@ -478,28 +464,36 @@ fn reply(status: StatusCode, body: &serde_json::Value) -> Response<Body> {
 #[derive(Deserialize)]
 struct Move {
     instance: String,
-    address: String,
     invitation: String,
+}
+
+/// Whom another daemon is to find.
+#[derive(Deserialize)]
+struct Invite {
+    address: String,
 }
 
 /// Carries out what commands ask of migrations: the path's rest and the body.
 async fn migrations(node: &Node, what: &str, body: &[u8]) -> Response<Body> {
+    let unreadable = |error: serde_json::Error| {
+        let message = format!("the request cannot be read: {error}");
+        reply(StatusCode::BAD_REQUEST, &serde_json::json!({"message": message}))
+    };
     let done = match what.split_once('/') {
-        None if what == "invite" => {
-            node.invite().map(|invitation| serde_json::json!({"invitation": invitation}))
-        }
+        None if what == "invite" => match serde_json::from_slice::<Invite>(body) {
+            Ok(asked) => node.invite(&asked.address).map(|text| serde_json::json!({"invitation": text})),
+            Err(error) => return unreadable(error),
+        },
         None if what == "begin" => match serde_json::from_slice::<Move>(body) {
-            Ok(asked) => node
-                .migrate(&asked.instance, &asked.address, &asked.invitation)
-                .await
-                .map(|id| serde_json::json!({"id": id})),
-            Err(error) => {
-                let message = format!("the request cannot be read: {error}");
-                return reply(StatusCode::BAD_REQUEST, &serde_json::json!({"message": message}));
+            Ok(asked) => {
+                let begun = node.migrate(&asked.instance, &asked.invitation).await;
+                begun.map(|id| serde_json::json!({"id": id}))
             }
+            Err(error) => return unreadable(error),
         },
         None if what == "list" => node.migration_status(None).map(|found| serde_json::json!(found)),
         Some(("status", id)) => node.migration_status(Some(id)).map(|found| serde_json::json!(found)),
+        Some(("cancel", id)) => node.cancel_migration(id).map(|()| serde_json::json!({})),
         Some(("take-back", id)) => node.take_back(id).await.map(|()| serde_json::json!({})),
         _ => return reply(StatusCode::NOT_FOUND, &serde_json::json!({"message": "there is nothing here"})),
     };
@@ -609,7 +603,7 @@ pub fn teardown(config: &Config) -> Result<()> {
         name: config.name.to_string(),
         public_pool: config.public_pool,
         account: keys.account_id,
-        migrate_on: config.listen.ip(),
+        identity: identity(&state)?,
         compute: Compute::Simulated,
         sealer: ebs_sealer(&state)?,
     };

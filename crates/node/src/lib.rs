@@ -23,7 +23,6 @@ mod simulated;
 mod snapshots;
 mod volumes;
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,13 +34,14 @@ use haar_records::ec2::{
 };
 use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION};
 use haar_store::{Event, Key, Resource, Store};
-use hyper::body::Bytes;
 use ipnet::Ipv4Net;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 
 pub use directory::InstanceProfiles;
 pub use error::Error;
 pub use haar_guest::{Credentials, Profile, Role};
-pub use migrations::{MigrationStatus, Progress as MigrationProgress};
+pub use migrations::{Identity, MigrationStatus, Progress as MigrationProgress, Reception};
 pub use qemu::UEFI_FIRMWARE;
 
 use crate::host::Host;
@@ -68,8 +68,8 @@ pub struct Config {
     pub public_pool: Ipv4Net,
     /// The account that owns the machine images of this host.
     pub account: String,
-    /// The address at which guests of other daemons arrive.
-    pub migrate_on: IpAddr,
+    /// What other daemons know this one by.
+    pub identity: Identity,
     /// How instances are run.
     pub compute: Compute,
     /// Opens the default keys of accounts.
@@ -422,32 +422,25 @@ impl Node {
         }
     }
 
-    fn migrations(&self) -> Result<&Migrations, Error> {
-        let migrations = self.inner.migrations.as_ref().map(|(migrations, _)| &**migrations);
+    fn migrations(&self) -> Result<&Arc<Migrations>, Error> {
+        let migrations = self.inner.migrations.as_ref().map(|(migrations, _)| migrations);
         migrations.ok_or_else(|| Error::Refused("simulated instances cannot move".into()))
     }
 
-    /// Makes an invitation for one guest of another daemon.
+    /// Makes an invitation for one guest of another daemon; this one's endpoint is at `address`.
     ///
     /// # Errors
     /// [`Error::Refused`] where no guests run.
-    pub fn invite(&self) -> Result<String, Error> {
-        Ok(self.migrations()?.invite())
+    pub fn invite(&self, address: &str) -> Result<String, Error> {
+        Ok(self.migrations()?.invite(address))
     }
 
-    /// Whether a token is an invitation that is good.
-    #[must_use]
-    pub fn is_invitation(&self, token: &str) -> bool {
-        self.migrations().is_ok_and(|migrations| migrations.invitation(token).is_some())
-    }
-
-    /// Begins to move a running instance to another daemon, by the address of its endpoint and its invitation, and gives the migration's
-    /// id. It goes on by itself.
+    /// Begins to move a running instance to another daemon by its invitation, and gives the migration's id. It goes on by itself.
     ///
     /// # Errors
     /// [`Error::Refused`] if the instance cannot move.
-    pub async fn migrate(&self, instance: &str, address: &str, invitation: &str) -> Result<String, Error> {
-        self.migrations()?.begin(instance, address, invitation).await
+    pub async fn migrate(&self, instance: &str, invitation: &str) -> Result<String, Error> {
+        self.migrations()?.begin(instance, invitation).await
     }
 
     /// What is known of a migration, or of all.
@@ -458,23 +451,27 @@ impl Node {
         Ok(self.migrations()?.status(id))
     }
 
-    /// Takes back a guest whose receiving daemon will never say whether it has it.
+    /// Has a guest stay that is being copied.
     ///
     /// # Errors
     /// [`Error::Refused`] if the migration is not at that point.
+    pub fn cancel_migration(&self, migration: &str) -> Result<(), Error> {
+        self.migrations()?.cancel(migration)
+    }
+
+    /// Takes back a guest whose receiving daemon will never say whether it has it.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the migration is not at that point, or the other daemon says that it has the guest.
     pub async fn take_back(&self, migration: &str) -> Result<(), Error> {
         self.migrations()?.take_back(migration).await
     }
 
-    /// Answers another daemon: the HTTP status and the body.
-    pub async fn answer_peer(&self, what: &str, token: &str, body: Bytes) -> (u16, serde_json::Value) {
-        let Some((migrations, _)) = &self.inner.migrations else {
-            return (404, serde_json::json!({ "message": "no guests run here" }));
-        };
-        // It goes on to its end even if the other daemon goes away.
-        let (migrations, what, token) = (migrations.clone(), what.to_owned(), token.to_owned());
-        let answer = tokio::spawn(async move { migrations.answer(&what, &token, &body).await });
-        answer.await.unwrap_or_else(|error| (500, serde_json::json!({ "message": error.to_string() })))
+    /// Serves other daemons' connections, which begin TLS. Where no guests run, they end.
+    pub fn serve_peers(&self, connections: mpsc::Receiver<TcpStream>, reception: Arc<dyn Reception>) {
+        if let Ok(migrations) = self.migrations() {
+            tokio::spawn(migrations.clone().serve(connections, reception));
+        }
     }
 
     /// Ends the reconcilers. What runs, runs on.

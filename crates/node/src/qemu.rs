@@ -368,25 +368,26 @@ impl Qemu {
         self.vms.accel().to_string()
     }
 
-    /// Makes the disks that those of a guest that arrives are copied to.
-    pub(crate) async fn make_arriving_disks(
+    /// Makes the disk that one of a guest that arrives is copied to.
+    pub(crate) async fn make_arriving_disk(
         &self,
-        disks: Vec<(String, u64, Sync)>,
+        volume: &Volume,
+        bytes: u64,
+        sync: Sync,
         image: Option<&haar_image::Image>,
     ) -> Result<(), Error> {
-        for (id, bytes, sync) in &disks {
-            // Nobody has it: there is no record of it.
-            self.volumes.remove(id)?;
-            match (sync, image) {
-                (Sync::Top, Some(image)) => {
-                    let format = haar_volume::Format::Qcow2;
-                    self.volumes.create_overlay(id, &image.root_disk(), format, *bytes).await?;
-                }
-                (Sync::Top, None) => {
-                    return Err(Error::Inconsistent(format!("{id} stands on an image that is not named")));
-                }
-                (Sync::Full, _) => drop(self.volumes.create_empty(id, *bytes).await?),
+        let (id, volumes) = (&volume.id, self.volumes_of(volume)?);
+        // Nobody has it: there is no record of it.
+        volumes.remove(id)?;
+        match (sync, image) {
+            (Sync::Top, Some(image)) => {
+                let format = haar_volume::Format::Qcow2;
+                volumes.create_overlay(id, &image.root_disk(), format, bytes).await?;
             }
+            (Sync::Top, None) => {
+                return Err(Error::Inconsistent(format!("{id} stands on an image that is not named")));
+            }
+            (Sync::Full, _) => drop(volumes.create_empty(id, bytes).await?),
         }
         Ok(())
     }

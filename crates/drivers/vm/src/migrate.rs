@@ -124,6 +124,10 @@ pub struct Transfer {
     pub sent: u64,
     /// Bytes of memory that are still to be sent.
     pub remaining: u64,
+    /// How often the memory was gone through.
+    pub rounds: u64,
+    /// How much of the time the guest is kept from running, in percent, so that it writes less than can be sent.
+    pub throttled_percent: u64,
 }
 
 /// What goes on with a guest that is sent.
@@ -299,7 +303,13 @@ impl Vm {
             _ => Sending::Active,
         };
         let number = |name: &str| answer["ram"][name].as_u64().unwrap_or_default();
-        Ok(Transfer { sending, sent: number("transferred"), remaining: number("remaining") })
+        Ok(Transfer {
+            sending,
+            sent: number("transferred"),
+            remaining: number("remaining"),
+            rounds: number("dirty-sync-count"),
+            throttled_percent: answer["cpu-throttle-percentage"].as_u64().unwrap_or_default(),
+        })
     }
 
     /// Sends what is left, and gives what became of it.

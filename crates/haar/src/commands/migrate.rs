@@ -3,11 +3,15 @@
 use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use haar_node::MigrationStatus;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde_json::json;
+use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::running;
 use crate::cli::Migrate;
@@ -18,17 +22,22 @@ use crate::state::{Daemon, StateDir};
 /// How often is asked how far a migration is.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// The exit status of who was interrupted, as shells give it.
+const INTERRUPTED: u8 = 130;
+
 /// Prints an invitation.
 pub fn receive(state: &StateDir) -> Result<ExitCode> {
     println!("{}", invitation(&running(state)?)?);
     Ok(ExitCode::SUCCESS)
 }
 
-/// An invitation of a daemon: where it answers, and what it knows the other one by.
+/// An invitation of a daemon: where it answers, and what the other one knows it by and is known by.
 fn invitation(daemon: &Daemon) -> Result<String> {
-    let answer = Client::new(daemon)?.migrations("invite", &json!({}))?;
+    let endpoint = daemon.endpoint();
+    let address = endpoint.strip_prefix("http://").unwrap_or(&endpoint);
+    let answer = Client::new(daemon)?.migrations("invite", &json!({ "address": address }))?;
     let invitation = answer["invitation"].as_str().ok_or_else(|| Error::Answer("no invitation".into()))?;
-    Ok(format!("{}/#{invitation}", daemon.endpoint()))
+    Ok(invitation.to_owned())
 }
 
 /// Moves an instance, or does what else is asked of migrations.
@@ -40,6 +49,10 @@ pub fn migrate(state: &StateDir, arguments: &Migrate) -> Result<ExitCode> {
         println!("{id} is taken back: the instance runs on here");
         return Ok(ExitCode::SUCCESS);
     }
+    if let Some(id) = &arguments.cancel {
+        client.migrations(&format!("cancel/{id}"), &json!({}))?;
+        return follow(&client, id, arguments.json);
+    }
     if arguments.list {
         return list(&client, arguments.json);
     }
@@ -47,8 +60,7 @@ pub fn migrate(state: &StateDir, arguments: &Migrate) -> Result<ExitCode> {
         return Err(Error::Setting("an instance and --to are needed".into()));
     };
     let to = if to.contains("://") { to.clone() } else { invitation(&running_there(to)?)? };
-    let (address, invitation) = read(&to)?;
-    let asked = json!({ "instance": instance, "address": address, "invitation": invitation });
+    let asked = json!({ "instance": instance, "invitation": to.trim() });
     let answer = client.migrations("begin", &asked)?;
     let id = answer["id"].as_str().ok_or_else(|| Error::Answer("no migration".into()))?;
     follow(&client, id, arguments.json)
@@ -63,22 +75,6 @@ fn running_there(folder: &str) -> Result<Daemon> {
         return Err(Error::Refused { message, hint: Some(hint) });
     }
     running(&StateDir::new(folder))
-}
-
-/// Address and secret part of an invitation.
-fn read(invitation: &str) -> Result<(String, String)> {
-    let parts = invitation.trim().strip_prefix("http://").and_then(|rest| rest.split_once("/#"));
-    match parts {
-        Some((address, secret)) if address.contains(':') && secret.contains('.') => {
-            Ok((address.to_owned(), secret.to_owned()))
-        }
-        _ => Err(Error::Refused {
-            message: "the invitation cannot be read".into(),
-            hint: Some(
-                "it looks like http://10.0.0.2:4566/#123456789012.3f0c…; haar receive prints one".into(),
-            ),
-        }),
-    }
 }
 
 fn list(client: &Client, json: bool) -> Result<ExitCode> {
@@ -97,30 +93,48 @@ fn list(client: &Client, json: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Shows how far a migration is until it has ended.
+/// Shows how far a migration is until it has ended. Who interrupts this has the instance stay, if it can still be kept.
 fn follow(client: &Client, id: &str, json: bool) -> Result<ExitCode> {
     let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
     let style =
         ProgressStyle::with_template("{spinner} {msg:28} {bytes:>12} of {total_bytes:12} {bytes_per_sec}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let interruptions = interruptions()?;
+    let (mut cancelled, mut told) = (false, None);
     let status = loop {
-        let answer = client.migrations(&format!("status/{id}"), &json!({}))?;
-        let found: Vec<MigrationStatus> =
-            serde_json::from_value(answer).map_err(|e| Error::Answer(e.to_string()))?;
-        let status =
-            found.into_iter().next().ok_or_else(|| Error::Answer(format!("nothing is known of {id}")))?;
-        match status.phase.as_str() {
-            "completed" | "failed" => break status,
-            "handing-over" | "handed-over" => bar.set_message("handing over"),
+        let status = status(client, id)?;
+        if matches!(status.phase.as_str(), "completed" | "failed") {
+            break status;
+        }
+        if let Some(trouble) = &status.message
+            && status.message != told
+        {
+            told.clone_from(&status.message);
+            let instance = &status.instance_id;
+            bar.suspend(|| {
+                eprintln!(
+                    "{trouble}. {instance} stands still, or runs there, until that daemon says so. If it never will: haar migrate --take-back {id}"
+                );
+            });
+        }
+        show(&bar, &status);
+        match interruptions.load(Ordering::Relaxed) {
+            0 => {}
+            1 if !cancelled => {
+                cancelled = true;
+                let said = match client.migrations(&format!("cancel/{id}"), &json!({})) {
+                    Ok(_) => "The instance stays, unless it was about to be handed over.".to_owned(),
+                    Err(error) => error.to_string(),
+                };
+                bar.suspend(|| eprintln!("{said} Interrupt again to leave {id} to itself."));
+            }
+            1 => {}
             _ => {
-                let progress = &status.progress;
-                let (sent, left) = (progress.memory_sent, progress.memory_remaining);
-                bar.set_message(if sent == 0 { "copying disks" } else { "copying memory" });
-                bar.set_length(progress.disks_total + sent + left);
-                bar.set_position(progress.disks_copied + sent);
+                bar.finish_and_clear();
+                eprintln!("{id} goes on: haar migrate --list says how it ends.");
+                return Ok(ExitCode::from(INTERRUPTED));
             }
         }
-        bar.tick();
         std::thread::sleep(LOOK);
     };
     bar.finish_and_clear();
@@ -141,16 +155,43 @@ fn follow(client: &Client, id: &str, json: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+fn status(client: &Client, id: &str) -> Result<MigrationStatus> {
+    let answer = client.migrations(&format!("status/{id}"), &json!({}))?;
+    let found: Vec<MigrationStatus> =
+        serde_json::from_value(answer).map_err(|e| Error::Answer(e.to_string()))?;
+    found.into_iter().next().ok_or_else(|| Error::Answer(format!("nothing is known of {id}")))
+}
 
-    #[test]
-    fn invitations_are_read_or_refused() {
-        let (address, secret) = read("http://10.0.0.2:4566/#123456789012.abc\n").unwrap();
-        assert_eq!((address.as_str(), secret.as_str()), ("10.0.0.2:4566", "123456789012.abc"));
-        for wrong in ["", "http://10.0.0.2:4566/", "https://a:1/#1.2", "http://host/#1.2", "http://a:1/#12"] {
-            assert!(read(wrong).is_err(), "{wrong}");
+fn show(bar: &ProgressBar, status: &MigrationStatus) {
+    let progress = &status.progress;
+    match status.phase.as_str() {
+        "handing-over" | "handed-over" => bar.set_message("handing over"),
+        _ if progress.memory_sent == 0 => bar.set_message("copying disks"),
+        _ if progress.throttled_percent > 0 => {
+            bar.set_message(format!("copying memory, slowed {} %", progress.throttled_percent));
         }
+        _ => bar.set_message("copying memory"),
     }
+    bar.set_length(progress.disks_total + progress.memory_sent + progress.memory_remaining);
+    bar.set_position(progress.disks_copied + progress.memory_sent);
+    bar.tick();
+}
+
+/// Counts from now on how often the user has interrupted this command, which does not end by itself any more.
+fn interruptions() -> Result<Arc<AtomicUsize>> {
+    let failed = || Error::io("listen for", "signals");
+    let runtime = Builder::new_current_thread().enable_all().build().map_err(failed())?;
+    let entered = runtime.enter();
+    let mut interrupts = signal(SignalKind::interrupt()).map_err(failed())?;
+    drop(entered);
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = count.clone();
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            while interrupts.recv().await.is_some() {
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    });
+    Ok(count)
 }

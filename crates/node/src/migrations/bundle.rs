@@ -5,10 +5,12 @@ use std::net::Ipv4Addr;
 
 use haar_records::Tags;
 use haar_records::ec2::{
-    AttachmentStatus, Bundle, Claim, ClaimScope, Instance, InstanceGoal, InstanceState, KeyPair, Migration,
-    NetworkInterface, PublicAddress, RuleTarget, SecurityGroup, SecurityGroupRule, Subnet, Volume,
+    AttachmentStatus, Bundle, Claim, ClaimScope, Encryption, Instance, InstanceGoal,
+    InstanceProfileAssociation, InstanceState, KeyPair, Migration,
+    NetworkInterface, PlacementGroup, PublicAddress, RuleTarget, SecurityGroup, SecurityGroupRule, Subnet, Volume,
     VolumeState, Vpc,
 };
+use haar_records::iam::{self, InstanceProfile};
 use haar_store::{Snapshot, Tx};
 use ipnet::Ipv4Net;
 
@@ -40,12 +42,6 @@ pub(super) fn collect(
     if instance.spec.reboots != status.reboots {
         return refuse(format!("{id} is being rebooted"));
     }
-    if let Some(profile) = &instance.spec.instance_profile {
-        return refuse(format!("{id} has the instance profile {}, which cannot move", profile.arn));
-    }
-    if let Some(group) = &instance.spec.placement.group_id {
-        return refuse(format!("{id} is in the placement group {group}, which cannot move"));
-    }
     let vpc = snapshot
         .get::<Vpc>(account, region, &instance.spec.vpc_id)
         .ok_or_else(|| missing(&instance.spec.vpc_id))?;
@@ -60,9 +56,6 @@ pub(super) fn collect(
         let attached = volume.attachments.iter().all(|a| a.status == AttachmentStatus::Attached);
         if device.detaching || volume.state != VolumeState::InUse || !attached {
             return refuse(format!("{} is being attached or detached", volume.id));
-        }
-        if volume.encryption.is_some() {
-            return refuse(format!("{} is encrypted with a key of this daemon, and cannot move", volume.id));
         }
         if volume.modification.as_ref().is_some_and(|m| m.state.is_under_way()) {
             return refuse(format!("{} is being modified", volume.id));
@@ -98,6 +91,14 @@ pub(super) fn collect(
         // Another pair may have the name by now.
         (Some(&key.public_key) == instance.spec.public_key.as_ref()).then(|| KeyPair::clone(key))
     });
+    let placement_group = match &instance.spec.placement.group_id {
+        Some(group) => {
+            let found = snapshot.get::<PlacementGroup>(account, region, group);
+            let found = found.ok_or_else(|| missing(group))?;
+            Some(PlacementGroup::clone(&found))
+        }
+        None => None,
+    };
     Ok(Bundle {
         instance: instance.clone(),
         volumes,
@@ -106,6 +107,7 @@ pub(super) fn collect(
         vpc_cidr: vpc.cidr_block.clone(),
         groups: groups.into_values().collect(),
         key,
+        placement_group,
         host_address,
         connections: String::new(),
     })
@@ -140,11 +142,17 @@ pub(super) struct Home<'a> {
     pub host_boot_id: &'a str,
 }
 
-/// The bundle as it will be here. Security groups and the key pair are those that are not here yet.
+/// The bundle as it will be here. Security groups and the key pair are those that are not here yet. `encrypt` says how a volume that comes
+/// encrypted will be so here.
 ///
 /// # Errors
 /// [`Error::Refused`] if it has no place here.
-pub(super) fn fit_in(tx: &mut Tx, bundle: &Bundle, home: &Home<'_>) -> Result<Bundle, Error> {
+pub(super) fn fit_in(
+    tx: &mut Tx,
+    bundle: &Bundle,
+    home: &Home<'_>,
+    mut encrypt: impl FnMut(&mut Tx, &Volume) -> Result<Encryption, Error>,
+) -> Result<Bundle, Error> {
     let mut bundle = bundle.clone();
     let (account, region) = (home.account, bundle.instance.region.clone());
     let (account, region) = (account, region.as_str());
@@ -152,38 +160,91 @@ pub(super) fn fit_in(tx: &mut Tx, bundle: &Bundle, home: &Home<'_>) -> Result<Bu
     if tx.get::<Instance>(account, region, &id).is_some() {
         return refuse(format!("{id} is there already"));
     }
+    let vpc = fit_vpc(tx, account, region, &bundle.vpc_cidr)?;
+    let subnets = fit_subnets(tx, account, region, &vpc.id, &bundle.subnets)?;
+    let groups = fit_groups(tx, account, region, &vpc.id, &mut bundle)?;
+    for volume in &mut bundle.volumes {
+        if tx.get::<Volume>(account, region, &volume.id).is_some() {
+            return refuse(format!("{} is there already", volume.id));
+        }
+        volume.account = account.to_owned();
+        if volume.encryption.is_some() {
+            volume.encryption = Some(encrypt(tx, volume)?);
+        }
+    }
+    fit_interfaces(tx, &mut bundle, home, &vpc.id, &subnets, &groups)?;
+    if let Some(key) = bundle.key.take() {
+        let (account_id, _, claim) = Claim::key(account, region, ClaimScope::KeyName(&key.name));
+        let taken = tx.get::<Claim>(&account_id, region, &claim).is_some()
+            || tx.by_index::<KeyPair>(account, region, "name", &key.name).next().is_some();
+        bundle.key = (!taken).then(|| KeyPair { account: account.to_owned(), ..key });
+    }
+    if let Some(group) = &bundle.placement_group {
+        bundle.instance.spec.placement.group_id = Some(fit_placement_group(tx, account, region, group)?);
+    }
+    let instance = &mut bundle.instance;
+    if let Some(profile) = &mut instance.spec.instance_profile {
+        fit_profile(tx, account, profile)?;
+    }
+    instance.account = account.to_owned();
+    instance.spec.vpc_id.clone_from(&vpc.id);
+    if let Some(subnet) = subnets.get(&instance.spec.subnet_id) {
+        instance.spec.subnet_id.clone_from(subnet);
+    }
+    instance.status.host_boot_id = Some(home.host_boot_id.to_owned());
+    instance.status.state_reason = None;
+    Ok(bundle)
+}
+
+/// The default VPC, which has the same blocks everywhere.
+fn fit_vpc(tx: &mut Tx, account: &str, region: &str, block: &str) -> Result<Vpc, Error> {
     let (_, _, default) = Claim::key(account, region, ClaimScope::DefaultVpc);
     let vpc = tx.get::<Claim>(account, region, &default).map(|claim| claim.holder.clone());
     let vpc = vpc.and_then(|id| tx.get::<Vpc>(account, region, &id));
     let Some(vpc) = vpc else { return refuse(format!("there is no default VPC in {region}")) };
-    if vpc.cidr_block != bundle.vpc_cidr {
-        return refuse(format!("the default VPC has the block {}, not {}", vpc.cidr_block, bundle.vpc_cidr));
+    if vpc.cidr_block != block {
+        return refuse(format!("the default VPC has the block {}, not {block}", vpc.cidr_block));
     }
-    let mut subnets = BTreeMap::new();
-    for subnet in &bundle.subnets {
-        let here = tx.by_index::<Subnet>(account, region, "vpc", &vpc.id).find(|here| {
+    Ok(Vpc::clone(&vpc))
+}
+
+/// What the subnets are called here.
+fn fit_subnets(
+    tx: &mut Tx,
+    account: &str,
+    region: &str,
+    vpc_id: &str,
+    subnets: &[Subnet],
+) -> Result<BTreeMap<String, String>, Error> {
+    let mut names = BTreeMap::new();
+    for subnet in subnets {
+        let here = tx.by_index::<Subnet>(account, region, "vpc", vpc_id).find(|here| {
             (&here.cidr_block, &here.availability_zone) == (&subnet.cidr_block, &subnet.availability_zone)
         });
         let Some(here) = here else {
             let (block, zone) = (&subnet.cidr_block, &subnet.availability_zone);
             return refuse(format!("there is no subnet {block} in {zone}"));
         };
-        subnets.insert(subnet.id.clone(), here.id.clone());
+        names.insert(subnet.id.clone(), here.id.clone());
     }
-    let groups = fit_groups(tx, account, region, &vpc.id, &mut bundle)?;
+    Ok(names)
+}
 
-    for volume in &mut bundle.volumes {
-        if tx.get::<Volume>(account, region, &volume.id).is_some() {
-            return refuse(format!("{} is there already", volume.id));
-        }
-        volume.account = account.to_owned();
-    }
+fn fit_interfaces(
+    tx: &mut Tx,
+    bundle: &mut Bundle,
+    home: &Home<'_>,
+    vpc_id: &str,
+    subnets: &BTreeMap<String, String>,
+    groups: &BTreeMap<String, String>,
+) -> Result<(), Error> {
+    let (account, region) = (home.account, bundle.instance.region.as_str());
     for interface in &mut bundle.interfaces {
         if tx.get::<NetworkInterface>(account, region, &interface.id).is_some() {
             return refuse(format!("{} is there already", interface.id));
         }
         interface.account = account.to_owned();
-        interface.vpc_id.clone_from(&vpc.id);
+        vpc_id.clone_into(&mut interface.vpc_id);
         let subnet = subnets.get(&interface.subnet_id);
         interface.subnet_id = subnet.cloned().ok_or_else(|| {
             Error::Refused(format!(
@@ -207,21 +268,36 @@ pub(super) fn fit_in(tx: &mut Tx, bundle: &Bundle, home: &Home<'_>) -> Result<Bu
             return refuse(format!("the address {ip} is taken there"));
         }
     }
-    if let Some(key) = bundle.key.take() {
-        let (account_id, _, claim) = Claim::key(account, region, ClaimScope::KeyName(&key.name));
-        let taken = tx.get::<Claim>(&account_id, region, &claim).is_some()
-            || tx.by_index::<KeyPair>(account, region, "name", &key.name).next().is_some();
-        bundle.key = (!taken).then(|| KeyPair { account: account.to_owned(), ..key });
+    Ok(())
+}
+
+/// The placement group of the same name, if it promises the same.
+fn fit_placement_group(
+    tx: &mut Tx,
+    account: &str,
+    region: &str,
+    group: &PlacementGroup,
+) -> Result<String, Error> {
+    let name = &group.name;
+    let here = tx.by_index::<PlacementGroup>(account, region, "name", name).next().cloned();
+    let Some(here) = here else { return refuse(format!("there is no placement group '{name}' there")) };
+    if (here.strategy, here.partition_count) != (group.strategy, group.partition_count) {
+        return refuse(format!("the placement group '{name}' has another strategy there"));
     }
-    let instance = &mut bundle.instance;
-    instance.account = account.to_owned();
-    instance.spec.vpc_id.clone_from(&vpc.id);
-    if let Some(subnet) = subnets.get(&instance.spec.subnet_id) {
-        instance.spec.subnet_id.clone_from(subnet);
+    Ok(here.id.clone())
+}
+
+/// The instance profile of the same name, with whatever role it has here.
+fn fit_profile(tx: &mut Tx, account: &str, profile: &mut InstanceProfileAssociation) -> Result<(), Error> {
+    let name = profile.arn.rsplit('/').next().unwrap_or_default();
+    let here = tx.get::<InstanceProfile>(account, iam::REGION, &iam::name_id(name));
+    let Some(here) = here else { return refuse(format!("there is no instance profile '{name}' there")) };
+    if here.role.is_none() {
+        return refuse(format!("the instance profile '{name}' has no role there"));
     }
-    instance.status.host_boot_id = Some(home.host_boot_id.to_owned());
-    instance.status.state_reason = None;
-    Ok(bundle)
+    profile.arn = here.arn();
+    profile.profile_id.clone_from(&here.profile_id);
+    Ok(())
 }
 
 fn fit_public_address(

@@ -1,16 +1,18 @@
 //! The side that receives.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use haar_core::reconcile::Action;
-use haar_records::ec2::{Bundle, Migration, MigrationPhase, NetworkInterface, instance_type};
+use haar_records::ec2::{Bundle, Migration, MigrationPhase, NetworkInterface, Volume, instance_type};
 use haar_store::Tx;
 use haar_vm::{RunState, Vm};
 use time::OffsetDateTime;
 
 use super::bundle::{self, Home};
 use super::relay::{DISKS, MEMORY};
-use super::wire::{Offer, OfferedImage, Outcome, Taken, VERSION};
+use super::server::Reception;
+use super::wire::{Offer, OfferedDisk, OfferedImage, Outcome, VERSION};
 use super::{GIVEN_UP, Migrations, lock};
 use crate::Error;
 
@@ -54,8 +56,8 @@ impl Migrations {
         }
     }
 
-    /// Takes an offer: makes disks, links and a machine that waits for the guest.
-    pub(super) async fn take(&self, offer: Offer, token: &str) -> Result<Taken, Error> {
+    /// Says why an offer cannot be taken whatever records there are.
+    fn check(&self, offer: &Offer) -> Result<(), Error> {
         let refuse = |why: String| Err(Error::Refused(why));
         if offer.version != VERSION {
             return refuse(format!(
@@ -76,65 +78,71 @@ impl Migrations {
         if instance_type(&spec.instance_type).is_none() {
             return refuse(format!("the receiving daemon knows no {}", spec.instance_type));
         }
+        self.qemu.vms.socket(&offer.bundle.instance.id, MEMORY)?;
+        Ok(())
+    }
+
+    /// Takes an offer: makes disks, links and a machine that waits for the guest.
+    pub(super) async fn take(
+        &self,
+        offer: Offer,
+        token: &str,
+        reception: &dyn Reception,
+    ) -> Result<(), Error> {
+        self.check(&offer)?;
         let image = match &offer.image {
             Some(image) => Some(self.image(image).await?),
             None => None,
         };
-        self.qemu.vms.socket(&offer.bundle.instance.id, MEMORY)?;
-
-        let same_host = offer.host_boot_id == self.host_boot_id;
-        let arrival = std::sync::Arc::new(Arrival::new());
-        let migration = self
-            .store
-            .transact(|tx| {
-                let fitted = bundle::fit_in(tx, &offer.bundle, &self.home(same_host))?;
-                let instance = &fitted.instance;
-                let (account, region) = (&instance.account, &instance.region);
-                let moving = tx
-                    .by_index::<Migration>(account, region, "instance", &instance.id)
-                    .any(|m| m.phase.holds_records());
-                if moving || tx.get::<Migration>(account, region, &offer.id).is_some() {
-                    return Err(Error::Refused(format!("{} is moving there already", instance.id)));
-                }
-                bundle::claim(tx, &fitted);
-                let migration = Migration {
-                    account: account.clone(),
-                    region: region.clone(),
-                    id: offer.id.clone(),
-                    instance_id: instance.id.clone(),
-                    vpc_id: instance.spec.vpc_id.clone(),
-                    phase: MigrationPhase::Receiving,
-                    to: None,
-                    token: token.to_owned(),
-                    worker: self.worker.clone(),
-                    bundle: fitted,
-                    lent: Vec::new(),
-                    message: None,
-                    bytes: 0,
-                    downtime_ms: None,
-                    started: OffsetDateTime::now_utc(),
-                    ended: None,
-                };
-                tx.put(migration.clone());
-                // Before the reconciler sees it.
-                lock(&self.arrivals).insert(offer.id.clone(), arrival.clone());
-                Ok(migration)
-            })
-            .await
-            .inspect_err(|_: &Error| self.forget_arrival(&offer.id))?;
+        let arrival = Arc::new(Arrival::new());
+        let migration = self.make_records(&offer, token, reception, &arrival).await;
+        let migration = migration.inspect_err(|_| self.forget_arrival(&offer.id))?;
         let made = {
             let _deciding = arrival.deciding.lock().await;
             let made = self.make_ready(&migration, &offer, image.as_ref(), &arrival).await;
             *lock(&arrival.heard) = Instant::now();
             made
         };
-        match made {
-            Ok(port) => Ok(Taken { port }),
-            Err(error) => {
-                self.abandon(&migration, &error.to_string()).await?;
-                refuse(error.to_string())
-            }
+        if let Err(error) = made {
+            self.abandon(&migration, &error.to_string()).await?;
+            return Err(Error::Refused(error.to_string()));
         }
+        Ok(())
+    }
+
+    /// Makes the record of a guest that is on its way here, and all claims of it.
+    async fn make_records(
+        &self,
+        offer: &Offer,
+        token: &str,
+        reception: &dyn Reception,
+        arrival: &Arc<Arrival>,
+    ) -> Result<Migration, Error> {
+        let same_host = offer.host_boot_id == self.host_boot_id;
+        let region = &offer.bundle.instance.region;
+        self.store
+            .transact(|tx| {
+                reception.prepare(tx, region).map_err(Error::Refused)?;
+                let fitted = bundle::fit_in(tx, &offer.bundle, &self.home(same_host), |tx, _| {
+                    reception.encryption(tx, region).map_err(Error::Refused)
+                })?;
+                let instance = &fitted.instance;
+                let account = &instance.account;
+                let moving = tx
+                    .by_index::<Migration>(account, region, "instance", &instance.id)
+                    .any(|m| m.phase.holds_records());
+                if moving || tx.get::<Migration>(account, region, &offer.id).is_some() {
+                    return Err(Error::Refused(format!("{} is moving there already", instance.id)));
+                }
+                reception.make_room(tx, instance).map_err(Error::Refused)?;
+                bundle::claim(tx, &fitted);
+                let migration = Migration::new(&offer.id, None, token, &self.worker, fitted);
+                tx.put(migration.clone());
+                // Before the reconciler sees it.
+                lock(&self.arrivals).insert(offer.id.clone(), arrival.clone());
+                Ok(migration)
+            })
+            .await
     }
 
     async fn image(&self, wanted: &OfferedImage) -> Result<haar_image::Image, Error> {
@@ -154,17 +162,22 @@ impl Migrations {
         offer: &Offer,
         image: Option<&haar_image::Image>,
         arrival: &Arrival,
-    ) -> Result<u16, Error> {
+    ) -> Result<(), Error> {
         let bundle = &migration.bundle;
-        let disks = offer.disks.iter().map(|disk| (disk.id.clone(), disk.bytes, disk.sync)).collect();
-        self.qemu.make_arriving_disks(disks, image).await?;
+        for volume in &bundle.volumes {
+            let offered = offer.disks.iter().find(|disk| disk.id == volume.id);
+            let OfferedDisk { bytes, sync, .. } =
+                offered.ok_or_else(|| Error::Refused(format!("the disk of {} is not offered", volume.id)))?;
+            self.qemu.make_arriving_disk(volume, *bytes, *sync, image).await?;
+        }
         self.network.sync(&migration.account, &migration.region, &migration.vpc_id).await?;
         let vm = self.qemu.receive(bundle, &offer.layout, &offer.console).await?;
         let (disks, memory) = (vm.socket(DISKS)?, vm.socket(MEMORY)?);
         vm.export_disks(&disks).await?;
         vm.listen(&memory).await?;
         *lock(&arrival.vm) = Some(vm);
-        self.gate.open(self.listen, &migration.id, &migration.token, [(DISKS, disks), (MEMORY, memory)]).await
+        self.gate.open(&migration.id, &migration.token, [(DISKS, disks), (MEMORY, memory)]);
+        Ok(())
     }
 
     /// What is told of a migration that came here.
@@ -198,32 +211,13 @@ impl Migrations {
             return Ok(self.outcome(&now));
         }
         let Some(bundle) = bundle else { return Ok(Outcome::Receiving) };
-        let vm = lock(&arrival.vm).clone();
-        let arrived = match &vm {
-            Some(vm) => {
-                vm.end_exports().await.ok();
-                vm.arrival(LAST_PART).await?
-            }
-            None => haar_vm::Arrival::Failed("its machine is gone".into()),
-        };
-        let (Some(vm), haar_vm::Arrival::Complete) = (vm, &arrived) else {
-            let why = format!("the guest did not arrive whole: {arrived:?}");
-            return self.give_up(&now, &why).await;
+        let vm = match self.whole(&arrival).await? {
+            Ok(vm) => vm,
+            Err(why) => return self.give_up(&now, &why).await,
         };
         // Before the guest speaks: what it says is part of them.
         self.network.track(&now.vpc_id, &bundle.connections).await;
-        let same_host = self.came_from_here(&now);
-        let received = self
-            .enter(&now, |tx, migration| {
-                migration.bundle = fit_again(tx, migration, &bundle, &self.home(same_host))?;
-                migration.bundle.connections.clear();
-                bundle::put(tx, &migration.bundle);
-                migration.phase = MigrationPhase::Received;
-                migration.ended = Some(OffsetDateTime::now_utc());
-                Ok(())
-            })
-            .await;
-        let received = match received {
+        let received = match self.receive(&now, &bundle).await {
             Ok(Some(received)) => received,
             Ok(None) => return Ok(gone()),
             Err(Error::Refused(why)) => return self.give_up(&now, &why).await,
@@ -240,6 +234,32 @@ impl Migrations {
         self.forget_arrival(&received.id);
         tracing::info!(migration = received.id, instance = received.instance_id, "the guest was taken over");
         Ok(self.outcome(&received))
+    }
+
+    /// The machine that has the whole guest, or what is missing.
+    async fn whole(&self, arrival: &Arrival) -> Result<Result<Vm, String>, Error> {
+        let vm = lock(&arrival.vm).clone();
+        let Some(vm) = vm else { return Ok(Err("its machine is gone".into())) };
+        // One that is gone says so next.
+        vm.end_exports().await.ok();
+        Ok(match vm.arrival(LAST_PART).await? {
+            haar_vm::Arrival::Complete => Ok(vm),
+            arrived => Err(format!("the guest did not arrive whole: {arrived:?}")),
+        })
+    }
+
+    /// The decision: from here on the guest is this daemon's.
+    async fn receive(&self, now: &Migration, bundle: &Bundle) -> Result<Option<Migration>, Error> {
+        let same_host = self.came_from_here(now);
+        self.enter(now, |tx, migration| {
+            migration.bundle = fit_again(tx, migration, bundle, &self.home(same_host))?;
+            migration.bundle.connections.clear();
+            bundle::put(tx, &migration.bundle);
+            migration.phase = MigrationPhase::Received;
+            migration.ended = Some(OffsetDateTime::now_utc());
+            Ok(())
+        })
+        .await
     }
 
     /// Whether a guest's public address was taken over from this very host: then it may be so again.
@@ -339,7 +359,12 @@ impl Migrations {
 
 /// The bundle as it was handed over, fitted in where the one that was offered has made room.
 fn fit_again(tx: &mut Tx, migration: &Migration, bundle: &Bundle, home: &Home<'_>) -> Result<Bundle, Error> {
-    let fitted = bundle::fit_in(tx, bundle, home)?;
+    let same_key = |_: &mut Tx, volume: &Volume| {
+        let made = migration.bundle.volumes.iter().find(|made| made.id == volume.id);
+        made.and_then(|made| made.encryption.clone())
+            .ok_or_else(|| Error::Refused(format!("{} was not encrypted when it was offered", volume.id)))
+    };
+    let fitted = bundle::fit_in(tx, bundle, home, same_key)?;
     let ids = |bundle: &Bundle| {
         let volumes = bundle.volumes.iter().map(|volume| volume.id.clone());
         let interfaces = bundle.interfaces.iter().map(|i| format!("{} {}", i.id, i.private_ip));

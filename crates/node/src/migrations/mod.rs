@@ -12,16 +12,20 @@
 //!
 //! The decision is one transaction of the daemon that receives, from `receiving` to `received`, or to no record at all. It decides only when
 //! asked, which it is only after the guest was sent whole; so whoever does not know yet asks, or asks again.
+//!
+//! [`outgoing`] is the daemon that sends, [`incoming`] the one that receives; [`bundle`] says what moves; [`wire`] what they say to each other,
+//! [`server`] hears it, [`relay`] carries the machines' bytes, [`channel`] protects both.
 
 mod bundle;
+mod channel;
 mod incoming;
 mod outgoing;
 mod relay;
+mod server;
 mod wire;
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -31,16 +35,19 @@ use haar_store::{Entry, Key, Snapshot, Store};
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
 
 use crate::network::Network;
 use crate::qemu::Qemu;
 use crate::{Config, Error};
 use incoming::Arrival;
 use relay::Gate;
-use wire::{Answer, Outcome, Peer};
+use wire::{About, Invitation, Outcome, Peer};
+
+pub use channel::Identity;
+pub use server::Reception;
 
 /// How long an invitation is good.
 const INVITATION: Duration = Duration::from_secs(600);
@@ -50,6 +57,9 @@ const VISIBLE: Duration = Duration::from_secs(3600);
 
 /// How often is asked whether a lent address comes back.
 const ASK_FOR_LENT: Duration = Duration::from_secs(30);
+
+/// How often is asked what became of a guest that was taken back in doubt.
+const ASK_IN_DOUBT: Duration = Duration::from_secs(5);
 
 /// How soon the other daemon is asked again that did not answer.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -66,7 +76,7 @@ pub(crate) struct Migrations {
     qemu: Arc<Qemu>,
     network: Arc<Network>,
     account: String,
-    listen: IpAddr,
+    identity: Identity,
     host_boot_id: String,
     public_pool: ipnet::Ipv4Net,
     /// This process, for records.
@@ -74,8 +84,17 @@ pub(crate) struct Migrations {
     gate: Gate,
     invitations: Mutex<HashMap<String, Instant>>,
     arrivals: Mutex<HashMap<String, Arc<Arrival>>>,
-    progress: Mutex<HashMap<String, Progress>>,
-    stopping: AtomicBool,
+    underway: Mutex<HashMap<String, Underway>>,
+    stopping: CancellationToken,
+}
+
+/// What is known of a migration besides its record, as long as the process lives.
+#[derive(Clone, Default)]
+struct Underway {
+    progress: Progress,
+    /// Why it does not go on.
+    trouble: Option<String>,
+    cancelled: CancellationToken,
 }
 
 /// How far a migration is.
@@ -89,6 +108,10 @@ pub struct Progress {
     pub memory_sent: u64,
     /// Bytes of memory that are still to be sent.
     pub memory_remaining: u64,
+    /// How often the guest's memory was gone through: what it wrote meanwhile is sent again.
+    pub memory_rounds: u64,
+    /// How much of the time the guest is kept from running, in percent, because it writes faster than can be sent.
+    pub throttled_percent: u64,
 }
 
 /// What is told of a migration.
@@ -102,7 +125,7 @@ pub struct MigrationStatus {
     pub phase: MigrationPhase,
     /// Host and port of the daemon that receives, at the one that sends.
     pub to: Option<String>,
-    /// Why it failed.
+    /// Why it failed, or does not go on.
     pub message: Option<String>,
     /// How much is copied.
     pub progress: Progress,
@@ -141,54 +164,52 @@ impl Migrations {
             qemu,
             network,
             account: config.account.clone(),
-            listen: config.migrate_on,
+            identity: config.identity.clone(),
             host_boot_id: boot_id.trim().to_owned(),
             public_pool: config.public_pool,
             worker: random(),
             gate: Gate::default(),
             invitations: Mutex::default(),
             arrivals: Mutex::default(),
-            progress: Mutex::default(),
-            stopping: AtomicBool::new(false),
+            underway: Mutex::default(),
+            stopping: CancellationToken::new(),
         })
     }
 
     /// Has guests that are being copied stay, because the daemon stops.
     pub(crate) fn stop(&self) {
-        self.stopping.store(true, Ordering::Relaxed);
+        self.stopping.cancel();
     }
 
-    /// Makes an invitation for one guest: what the daemon that sends has to know.
-    pub(crate) fn invite(&self) -> String {
+    /// Makes an invitation for one guest: what the daemon that sends has to know of this one, which answers at `address`.
+    pub(crate) fn invite(&self, address: &str) -> String {
         let token = random();
         let mut invitations = lock(&self.invitations);
         invitations.retain(|_, made| made.elapsed() < INVITATION);
         invitations.insert(token.clone(), Instant::now());
-        format!("{}.{token}", self.account)
+        let fingerprint = self.identity.fingerprint().to_owned();
+        Invitation { to: Receiver { address: address.to_owned(), fingerprint }, token }.to_string()
     }
 
-    /// The invitation that a token is, if it is good.
-    pub(crate) fn invitation(&self, token: &str) -> Option<String> {
+    /// Uses up the invitation that a token is; says whether it was good.
+    fn use_invitation(&self, token: &str) -> bool {
         let mut invitations = lock(&self.invitations);
         invitations.retain(|_, made| made.elapsed() < INVITATION);
         let mut known = invitations.keys();
-        known.find(|known| bool::from(known.as_bytes().ct_eq(token.as_bytes()))).cloned()
+        let found = known.find(|known| bool::from(known.as_bytes().ct_eq(token.as_bytes()))).cloned();
+        found.is_some_and(|found| invitations.remove(&found).is_some())
     }
 
-    /// Begins to move an instance to the daemon whose endpoint and invitation these are; gives the migration's id.
-    pub(crate) async fn begin(
-        &self,
-        instance_id: &str,
-        address: &str,
-        invitation: &str,
-    ) -> Result<String, Error> {
-        let Some((account, token)) = invitation.split_once('.') else {
-            return Err(Error::Refused("the invitation cannot be read".into()));
+    /// Begins to move an instance by an invitation of another daemon; gives the migration's id.
+    pub(crate) async fn begin(&self, instance_id: &str, invitation: &str) -> Result<String, Error> {
+        let Some(Invitation { to, token }) = Invitation::parse(invitation) else {
+            return Err(Error::Refused(
+                "the invitation cannot be read: it looks like haar://10.0.0.2:4566/#3f0c…, as haar receive prints it".into(),
+            ));
         };
-        if account == self.account {
+        if to.fingerprint == self.identity.fingerprint() {
             return Err(Error::Refused(format!("{instance_id} is at that daemon already")));
         }
-        let to = Receiver { address: address.to_owned(), account: account.to_owned() };
         let id = haar_core::new_id("mig");
         let host_address = self.network.host_address();
         self.store
@@ -208,24 +229,7 @@ impl Migrations {
                 let instance = tx.get::<Instance>(account, region, instance_id);
                 let Some(instance) = instance else { return Ok(()) };
                 let bundle = bundle::collect(tx.snapshot(), &instance, host_address)?;
-                tx.put(Migration {
-                    account: account.clone(),
-                    region: region.clone(),
-                    id: id.clone(),
-                    instance_id: instance_id.to_owned(),
-                    vpc_id: instance.spec.vpc_id.clone(),
-                    phase: MigrationPhase::Copying,
-                    to: Some(to.clone()),
-                    token: token.to_owned(),
-                    worker: self.worker.clone(),
-                    bundle,
-                    lent: Vec::new(),
-                    message: None,
-                    bytes: 0,
-                    downtime_ms: None,
-                    started: OffsetDateTime::now_utc(),
-                    ended: None,
-                });
+                tx.put(Migration::new(&id, Some(to.clone()), &token, &self.worker, bundle));
                 Ok(())
             })
             .await?;
@@ -234,15 +238,18 @@ impl Migrations {
 
     /// What is known of a migration, or of all.
     pub(crate) fn status(&self, id: Option<&str>) -> Vec<MigrationStatus> {
-        let (snapshot, progress) = (self.store.snapshot(), lock(&self.progress).clone());
+        let (snapshot, underway) = (self.store.snapshot(), lock(&self.underway).clone());
         let wanted = snapshot.list_all::<Migration>().filter(|m| id.is_none_or(|id| m.id == id));
         let tell = |m: &Entry<Migration>| MigrationStatus {
             id: m.id.clone(),
             instance_id: m.instance_id.clone(),
             phase: m.phase,
             to: m.to.as_ref().map(|to| to.address.clone()),
-            message: m.message.clone(),
-            progress: progress.get(&m.id).copied().unwrap_or_default(),
+            message: match m.phase {
+                MigrationPhase::HandingOver => underway.get(&m.id).and_then(|known| known.trouble.clone()),
+                _ => m.message.clone(),
+            },
+            progress: underway.get(&m.id).map(|known| known.progress).unwrap_or_default(),
             bytes: m.bytes,
             downtime_ms: m.downtime_ms,
             duration_ms: u64::try_from(
@@ -253,66 +260,86 @@ impl Migrations {
         wanted.map(tell).collect()
     }
 
-    /// Takes back a guest that stands still because the daemon that receives does not say whether it has it. Whoever asks for this
-    /// vouches that it does not, and never will.
-    pub(crate) async fn take_back(&self, id: &str) -> Result<(), Error> {
-        let found = self.store.snapshot().list_all::<Migration>().find(|m| m.id == id).cloned();
-        match found {
-            Some(migration) if migration.phase == MigrationPhase::HandingOver => {
-                self.stay(&migration, "it was taken back by hand").await
-            }
-            Some(migration) => Err(Error::Refused(format!(
-                "{id} is {}: only a guest that is being handed over can be taken back",
-                migration.phase
-            ))),
-            None => Err(Error::Refused(format!("there is no migration {id}"))),
-        }
+    /// Changes what is known of a migration besides its record.
+    fn note<T>(&self, id: &str, change: impl FnOnce(&mut Underway) -> T) -> T {
+        change(lock(&self.underway).entry(id.to_owned()).or_default())
     }
 
-    /// Answers another daemon: the status and text of the answer.
-    pub(crate) async fn answer(&self, what: &str, token: &str, body: &[u8]) -> (u16, Value) {
-        let wrong = |status: u16, message: &str| (status, json!({ "message": message }));
-        let answer = |result: Result<Value, String>| {
-            (200, json!(Answer::<Value> { account: self.account.clone(), result }))
-        };
-        let result = match what {
-            "offer" => {
-                let Ok(offer) = serde_json::from_slice::<wire::Offer>(body) else {
-                    return wrong(400, "the offer cannot be read");
-                };
-                let invitation = self.invitation(token);
-                if invitation.is_none_or(|known| lock(&self.invitations).remove(&known).is_none()) {
-                    let message = "the invitation is not one of this daemon, too old, or used already";
-                    return answer(Err(message.into()));
-                }
-                self.take(offer, token).await.map(|taken| json!(taken))
-            }
-            "status" | "accept" | "abandon" => {
-                let Ok(about) = serde_json::from_slice::<wire::About>(body) else {
-                    return wrong(400, "the request cannot be read");
-                };
-                let known = self.store.snapshot().list_all::<Migration>().find(|m| m.id == about.id).cloned();
-                let outcome = match known {
-                    Some(known) if !bool::from(known.token.as_bytes().ct_eq(token.as_bytes())) => {
-                        return wrong(403, "the token is missing or wrong");
-                    }
-                    Some(known) if known.to.is_none() => match what {
-                        "status" => Ok(self.outcome(&known)),
-                        "accept" => self.accept(&known, about.bundle).await,
-                        _ => self.abandon(&known, GIVEN_UP).await,
-                    },
-                    _ => Ok(Outcome::Refused(GIVEN_UP.into())),
-                };
-                outcome.map(|outcome| json!(outcome))
-            }
-            _ => return wrong(404, "there is nothing here"),
-        };
-        match result {
-            Ok(value) => answer(Ok(value)),
-            Err(Error::Refused(why)) => answer(Err(why)),
-            // Not a decision: it is to be asked again.
-            Err(error) => wrong(500, &error.to_string()),
+    /// Has a guest stay that is being copied. It may have been handed over all the same, when it was about to be.
+    pub(crate) fn cancel(&self, id: &str) -> Result<(), Error> {
+        let migration = self.find(id)?;
+        if migration.phase != MigrationPhase::Copying {
+            return Err(Error::Refused(format!(
+                "{id} is {}: only a guest that is being copied can be kept from moving",
+                migration.phase
+            )));
         }
+        self.note(id, |known| known.cancelled.cancel());
+        Ok(())
+    }
+
+    fn find(&self, id: &str) -> Result<Migration, Error> {
+        let found = self.store.snapshot().list_all::<Migration>().find(|m| m.id == id).cloned();
+        found
+            .map(|found| Migration::clone(&found))
+            .ok_or_else(|| Error::Refused(format!("there is no migration {id}")))
+    }
+
+    /// Takes back a guest that stands still because the daemon that receives does not say whether it has it. If it cannot be asked now
+    /// either, whoever asks for this vouches that it has not, and never will.
+    pub(crate) async fn take_back(&self, id: &str) -> Result<(), Error> {
+        let migration = self.find(id)?;
+        let (instance, phase) = (&migration.instance_id, migration.phase);
+        if phase != MigrationPhase::HandingOver {
+            let why = "only a guest that is being handed over can be taken back";
+            return Err(Error::Refused(format!("{id} is {phase}: {why}")));
+        }
+        let there = migration.to.as_ref().map(|to| to.address.clone()).unwrap_or_default();
+        let in_doubt = match self.tell_to_give_up(&migration).await {
+            Ok(Outcome::Received(_)) => {
+                return Err(Error::Refused(format!("{instance} runs at {there}: the daemon there says so")));
+            }
+            Ok(Outcome::Refused(_)) | Err(Error::Refused(_)) => false,
+            Ok(Outcome::Receiving) | Err(_) => true,
+        };
+        let why = if in_doubt {
+            format!("it was taken back by hand, without a word of the daemon at {there}")
+        } else {
+            "it was taken back by hand".to_owned()
+        };
+        if self.stay(&migration, &why, in_doubt).await? {
+            return Ok(());
+        }
+        Err(Error::Refused(format!("{id} has ended meanwhile: haar migrate --list says how")))
+    }
+
+    /// Tells the other daemon that a guest stays here. It answers what has become of it there.
+    async fn tell_to_give_up(&self, migration: &Migration) -> Result<Outcome, Error> {
+        Peer::of(migration)?.ask("abandon", &About::of(migration), PATIENCE).await
+    }
+
+    /// Asks about a guest that was taken back in doubt, until it is known that there is one of it, or that there are two.
+    async fn clear_doubt(&self, migration: &Migration) -> Result<Action, Error> {
+        let message = match self.tell_to_give_up(migration).await {
+            Ok(Outcome::Received(_)) => {
+                let there = migration.to.as_ref().map(|to| to.address.as_str()).unwrap_or_default();
+                let instance = &migration.instance_id;
+                tracing::error!(migration = migration.id, instance, there, "the guest runs there as well");
+                Some(format!(
+                    "it was taken back by hand, but the daemon at {there} has {instance} as well, and both run: terminate one of them"
+                ))
+            }
+            Ok(Outcome::Refused(_)) | Err(Error::Refused(_)) => Some("it was taken back by hand".to_owned()),
+            Ok(Outcome::Receiving) | Err(_) => None,
+        };
+        let Some(message) = message else { return Ok(Action::RequeueAfter(ASK_IN_DOUBT)) };
+        self.enter(migration, |_, migration| {
+            migration.in_doubt = false;
+            migration.message = Some(message.clone());
+            Ok(())
+        })
+        .await?;
+        Ok(Action::RequeueAfter(VISIBLE))
     }
 
     /// Writes down how a migration goes on, if it is in this phase still.
@@ -338,9 +365,11 @@ impl Migrations {
 
     /// After its end, a migration is told of for a while; longer, where an address is lent.
     async fn forget(&self, migration: &Migration) -> Result<Action, Error> {
+        if migration.in_doubt {
+            return self.clear_doubt(migration).await;
+        }
         if !migration.lent.is_empty() {
-            let about = wire::About { id: migration.id.clone(), bundle: None };
-            let held = match Peer::of(migration)?.ask::<Outcome>("status", &about, PATIENCE).await {
+            let held = match Peer::of(migration)?.ask("status", &About::of(migration), PATIENCE).await {
                 Ok(Outcome::Received(held)) => held,
                 Ok(Outcome::Refused(_)) => Vec::new(),
                 Ok(Outcome::Receiving) | Err(_) => return Ok(Action::RequeueAfter(ASK_FOR_LENT)),
@@ -373,7 +402,7 @@ impl Migrations {
                 Ok::<_, Error>(())
             })
             .await?;
-        lock(&self.progress).remove(&migration.id);
+        lock(&self.underway).remove(&migration.id);
         Ok(Action::Done)
     }
 }
@@ -409,7 +438,7 @@ impl Reconciler for Reconcile {
         match migration.phase {
             MigrationPhase::Copying if ours => self.0.send(&migration).await,
             MigrationPhase::Copying => {
-                self.0.stay(&migration, "the daemon ended meanwhile").await?;
+                self.0.stay(&migration, "the daemon ended meanwhile", false).await?;
                 Ok(Action::Done)
             }
             MigrationPhase::HandingOver => self.0.settle(&migration).await,

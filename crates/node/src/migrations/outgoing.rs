@@ -1,17 +1,19 @@
 //! The side that sends.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use haar_core::reconcile::Action;
 use haar_records::ec2::{Bundle, Instance, Migration, MigrationPhase};
 use haar_vm::{RunState, Sending, Sync, Vm};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use time::OffsetDateTime;
 
 use super::relay::{DISKS, MEMORY, Way};
-use super::wire::{About, Offer, OfferedDisk, OfferedImage, Outcome, Peer, Taken, VERSION};
-use super::{ASK_AGAIN, GIVEN_UP, Migrations, PATIENCE, Progress, bundle, lock};
+use super::wire::{About, CONNECTIONS_LIMIT, Offer, OfferedDisk, OfferedImage, Outcome, Peer, VERSION};
+use super::{ASK_AGAIN, GIVEN_UP, Migrations, PATIENCE, Progress, bundle};
 use crate::Error;
 
 /// How long the other daemon may take to make disks and start a machine.
@@ -39,7 +41,7 @@ impl Migrations {
         let (vm, ways, paused) = match self.copy(migration).await {
             Ok(copied) => copied,
             Err(error) => {
-                self.stay(migration, &error.to_string()).await?;
+                self.stay(migration, &error.to_string(), false).await?;
                 return Ok(Action::Done);
             }
         };
@@ -58,21 +60,15 @@ impl Migrations {
 
     /// Copies disks and memory until the guest stands still and only the last of its memory is left. Gives the ways that this takes.
     async fn copy(&self, migration: &Migration) -> Result<(Vm, [Way; 2], Instant), Error> {
-        let (instance, peer) = (&migration.bundle.instance, Peer::of(migration)?);
+        let instance = &migration.bundle.instance;
         let vm = self.qemu.machine(&instance.id).await?;
         let vm = vm.ok_or_else(|| Error::Refused(format!("{} has no machine", instance.id)))?;
         let offer = self.offer(migration, &vm).await?;
-        let syncs: Vec<(String, Sync)> =
-            offer.disks.iter().map(|disk| (disk.id.clone(), disk.sync)).collect();
-        let taken: Taken = peer.ask("offer", &offer, TAKE).await?;
+        self.ask::<()>(migration, "offer", &offer, TAKE).await?;
 
-        let way = |channel: &str| {
-            let line = format!("{} {} {channel}\n", migration.id, migration.token);
-            Way::open(&vm.socket(channel)?, (peer.host().to_owned(), taken.port), line)
-        };
-        let ways = [way(DISKS)?, way(MEMORY)?];
-        for (disk, sync) in &syncs {
-            vm.mirror(disk, &vm.socket(DISKS)?, *sync).await?;
+        let ways = [self.way(migration, &vm, DISKS)?, self.way(migration, &vm, MEMORY)?];
+        for disk in &offer.disks {
+            vm.mirror(&disk.id, &vm.socket(DISKS)?, disk.sync).await?;
         }
         let mut told = Instant::now();
         while !self.look(migration, &vm, &mut told).await?.0 {
@@ -92,6 +88,42 @@ impl Migrations {
         let paused = Instant::now();
         vm.end_mirrors().await?;
         Ok((vm, ways, paused))
+    }
+
+    fn way(&self, migration: &Migration, vm: &Vm, channel: &str) -> Result<Way, Error> {
+        let to = migration.to.clone();
+        let to = to.ok_or_else(|| Error::Inconsistent(format!("{} leads nowhere", migration.id)))?;
+        let line = format!("{} {} {channel}\n", migration.id, migration.token);
+        Way::open(&vm.socket(channel)?, to, line)
+    }
+
+    /// Asks the other daemon while the guest is being copied: it is not waited for any more when the guest is to stay.
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        migration: &Migration,
+        what: &str,
+        about: &impl Serialize,
+        patience: Duration,
+    ) -> Result<T, Error> {
+        let cancelled = self.note(&migration.id, |known| known.cancelled.clone());
+        let answer = tokio::select! {
+            answer = Peer::of(migration)?.ask(what, about, patience) => Some(answer),
+            () = cancelled.cancelled() => None,
+            () = self.stopping.cancelled() => None,
+        };
+        match answer {
+            Some(answer) => answer,
+            None => Err(Error::Refused(self.is_to_stay(&migration.id).unwrap_or_default().into())),
+        }
+    }
+
+    /// Why a guest that is being copied is to stay, if somebody has asked for it.
+    fn is_to_stay(&self, id: &str) -> Option<&'static str> {
+        if self.stopping.is_cancelled() {
+            return Some("the daemon is being stopped");
+        }
+        let cancelled = self.note(id, |known| known.cancelled.is_cancelled());
+        cancelled.then_some("it was cancelled")
     }
 
     async fn offer(&self, migration: &Migration, vm: &Vm) -> Result<Offer, Error> {
@@ -142,8 +174,8 @@ impl Migrations {
             RunState::Paused if vm.is_held() => {}
             state => return Err(Error::Refused(format!("the guest does not run any more: {state:?}"))),
         }
-        if self.stopping.load(Ordering::Relaxed) {
-            return Err(Error::Refused("the daemon is being stopped".into()));
+        if let Some(why) = self.is_to_stay(&migration.id) {
+            return Err(Error::Refused(why.into()));
         }
         self.collect_again(&self.store.snapshot(), &migration.bundle)?;
         let (mirrors, transfer) = (vm.mirrors().await?, vm.transfer().await?);
@@ -155,11 +187,12 @@ impl Migrations {
             disks_total: mirrors.iter().map(|m| m.total).sum(),
             memory_sent: transfer.sent,
             memory_remaining: transfer.remaining,
+            memory_rounds: transfer.rounds,
+            throttled_percent: transfer.throttled_percent,
         };
-        lock(&self.progress).insert(migration.id.clone(), progress);
+        self.note(&migration.id, |known| known.progress = progress);
         if told.elapsed() >= TELL && transfer.sending != Sending::Waiting {
-            let about = About { id: migration.id.clone(), bundle: None };
-            match Peer::of(migration)?.ask::<Outcome>("status", &about, PATIENCE).await? {
+            match self.ask(migration, "status", &About::of(migration), PATIENCE).await? {
                 Outcome::Receiving => *told = Instant::now(),
                 Outcome::Received(_) => {
                     return Err(Error::Inconsistent("it was received before it was sent".into()));
@@ -185,8 +218,15 @@ impl Migrations {
     /// Moves the records of a guest that stands still into the migration: from here on it is not to run here until the other daemon
     /// has refused it. None if it stays, for it has been changed meanwhile.
     async fn hand_over(&self, migration: &Migration) -> Result<Option<Migration>, Error> {
-        let connections = self.network.connections(&migration.bundle.interfaces).await;
+        let mut connections = self.network.connections(&migration.bundle.interfaces).await;
+        if connections.len() > CONNECTIONS_LIMIT {
+            tracing::warn!(migration = migration.id, "the guest has too many connections for all to be kept");
+            connections.clear();
+        }
         let handed = self.enter(migration, |tx, migration| {
+            if let Some(why) = self.is_to_stay(&migration.id) {
+                return Err(Error::Refused(why.into()));
+            }
             migration.bundle = self.collect_again(tx.snapshot(), &migration.bundle)?;
             migration.bundle.connections.clone_from(&connections);
             bundle::remove(tx, &migration.bundle);
@@ -196,7 +236,7 @@ impl Migrations {
         match handed.await {
             Ok(handed) => Ok(handed),
             Err(Error::Refused(why)) => {
-                self.stay(migration, &why).await?;
+                self.stay(migration, &why, false).await?;
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -209,56 +249,73 @@ impl Migrations {
     }
 
     async fn decide(&self, migration: &Migration, sent: Option<(Instant, u64)>) -> Result<Action, Error> {
-        let vm = self.qemu.machine(&migration.instance_id).await?;
-        if let Some(vm) = vm.filter(|vm| !matches!(vm.state(), RunState::Exited(_))) {
-            vm.hold();
-            // Only what was sent whole can have been taken over. What was not is broken off, so that it never will be.
-            let sending = match vm.transfer().await?.sending {
-                Sending::Active | Sending::Waiting => vm.break_off().await?,
-                sending => sending,
-            };
-            if sending != Sending::Completed {
-                let why = match sending {
-                    Sending::Failed(why) => why,
-                    _ => "the guest was not sent whole".to_owned(),
-                };
-                self.stay(migration, &why).await?;
-                return Ok(Action::Done);
-            }
+        let stay = async |why: &str| {
+            self.stay(migration, why, false).await?;
+            Ok(Action::Done)
+        };
+        if let Err(why) = self.sent_whole(migration).await? {
+            return stay(&why).await;
         }
         let about = About { id: migration.id.clone(), bundle: Some(migration.bundle.clone()) };
-        match Peer::of(migration)?.ask::<Outcome>("accept", &about, DECIDE).await {
-            Ok(Outcome::Received(lent)) => {
-                let downtime = sent.map(|(paused, _)| paused.elapsed());
-                let handed = self.enter(migration, |_, migration| {
-                    migration.phase = MigrationPhase::HandedOver;
-                    migration.lent.clone_from(&lent);
-                    migration.bytes = sent.map_or(0, |(_, bytes)| bytes);
-                    migration.downtime_ms = downtime.and_then(|d| u64::try_from(d.as_millis()).ok());
-                    Ok(())
-                });
-                match handed.await? {
-                    Some(handed) => self.clear(&handed).await,
-                    None => Ok(Action::Done),
-                }
-            }
-            Ok(Outcome::Refused(why)) | Err(Error::Refused(why)) => {
-                self.stay(migration, &why).await?;
-                Ok(Action::Done)
-            }
-            Ok(Outcome::Receiving) => Ok(Action::RequeueAfter(ASK_AGAIN)),
-            Err(error) => {
-                tracing::warn!(migration = migration.id, instance = migration.instance_id, %error,
-                    "the guest stands still until the daemon that receives says whether it has it");
-                Ok(Action::RequeueAfter(ASK_AGAIN))
-            }
+        let error = match Peer::of(migration)?.ask::<Outcome>("accept", &about, DECIDE).await {
+            Ok(Outcome::Received(lent)) => return self.give_away(migration, &lent, sent).await,
+            Ok(Outcome::Refused(why)) | Err(Error::Refused(why)) => return stay(&why).await,
+            Ok(Outcome::Receiving) => return Ok(Action::RequeueAfter(ASK_AGAIN)),
+            Err(error) => error,
+        };
+        tracing::warn!(migration = migration.id, instance = migration.instance_id, %error,
+            "the guest stands still until the daemon that receives says whether it has it");
+        self.note(&migration.id, |known| known.trouble = Some(error.to_string()));
+        Ok(Action::RequeueAfter(ASK_AGAIN))
+    }
+
+    /// Whether the other daemon can have the whole guest, or why not. What was not sent whole is broken off, so that it never will.
+    async fn sent_whole(&self, migration: &Migration) -> Result<Result<(), String>, Error> {
+        let Some(vm) = self.living(migration).await? else {
+            // Nobody knows how far it was.
+            return Ok(Ok(()));
+        };
+        vm.hold();
+        let sending = match vm.transfer().await?.sending {
+            Sending::Active | Sending::Waiting => vm.break_off().await?,
+            sending => sending,
+        };
+        Ok(match sending {
+            Sending::Completed => Ok(()),
+            Sending::Failed(why) => Err(why),
+            _ => Err("the guest was not sent whole".to_owned()),
+        })
+    }
+
+    async fn living(&self, migration: &Migration) -> Result<Option<Vm>, Error> {
+        let vm = self.qemu.machine(&migration.instance_id).await?;
+        Ok(vm.filter(|vm| !matches!(vm.state(), RunState::Exited(_))))
+    }
+
+    /// Writes down that the guest is the other daemon's, which has these public addresses of this one's pool.
+    async fn give_away(
+        &self,
+        migration: &Migration,
+        lent: &[Ipv4Addr],
+        sent: Option<(Instant, u64)>,
+    ) -> Result<Action, Error> {
+        let downtime = sent.map(|(paused, _)| paused.elapsed());
+        let handed = self.enter(migration, |_, migration| {
+            migration.phase = MigrationPhase::HandedOver;
+            migration.lent = lent.to_vec();
+            migration.bytes = sent.map_or(0, |(_, bytes)| bytes);
+            migration.downtime_ms = downtime.and_then(|d| u64::try_from(d.as_millis()).ok());
+            Ok(())
+        });
+        match handed.await? {
+            Some(handed) => self.clear(&handed).await,
+            None => Ok(Action::Done),
         }
     }
 
-    /// Ends a migration whose guest stays here.
-    pub(super) async fn stay(&self, migration: &Migration, why: &str) -> Result<(), Error> {
-        let vm = self.qemu.machine(&migration.instance_id).await?;
-        let vm = vm.filter(|vm| !matches!(vm.state(), RunState::Exited(_)));
+    /// Ends a migration whose guest stays here, unless it was decided otherwise meanwhile: says whether it stays.
+    pub(super) async fn stay(&self, migration: &Migration, why: &str, in_doubt: bool) -> Result<bool, Error> {
+        let vm = self.living(migration).await?;
         if let Some(vm) = &vm {
             tolerate_gone(vm.break_off().await.map(drop))?;
         }
@@ -267,31 +324,33 @@ impl Migrations {
         if copying {
             self.run_on(vm.as_ref()).await?;
             // It may know better what was wrong. If it does not hear this, it gives up by itself what it hears no more of.
-            let about = About { id: migration.id.clone(), bundle: None };
-            let told = Peer::of(migration)?.ask::<Outcome>("abandon", &about, PATIENCE).await;
-            if let Ok(Outcome::Refused(there)) = told
+            if let Ok(Outcome::Refused(there)) = self.tell_to_give_up(migration).await
                 && there != GIVEN_UP
             {
                 why = format!("{why} ({there})");
             }
         }
-        tracing::warn!(migration = migration.id, instance = migration.instance_id, why, "the guest stays");
-        self.enter(migration, |tx, migration| {
+        let stayed = self.enter(migration, |tx, migration| {
             if migration.phase == MigrationPhase::HandingOver {
                 bundle::put(tx, &migration.bundle);
             }
             migration.phase = MigrationPhase::Failed;
+            migration.in_doubt = in_doubt;
             migration.message = Some(why.clone());
             migration.ended = Some(OffsetDateTime::now_utc());
             Ok(())
-        })
-        .await?;
+        });
+        if stayed.await?.is_none() {
+            return Ok(false);
+        }
+        tracing::warn!(migration = migration.id, instance = migration.instance_id, why, "the guest stays");
         if !copying {
             self.run_on(vm.as_ref()).await?;
-            let about = About { id: migration.id.clone(), bundle: None };
-            let _ = Peer::of(migration)?.ask::<Outcome>("abandon", &about, PATIENCE).await;
+            if !in_doubt {
+                let _ = self.tell_to_give_up(migration).await;
+            }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Lets a guest run on that stays here.

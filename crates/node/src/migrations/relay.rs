@@ -1,21 +1,22 @@
-//! The way of disks and memory: QEMU speaks to Unix sockets, daemons carry the bytes from one to the other over TCP.
+//! The way of disks and memory: QEMU speaks to Unix sockets, daemons carry the bytes from one to the other over TLS.
 //!
-//! A connection begins with a line that says what it is for: the migration, what the daemons know each other by, and the channel.
+//! A connection begins with a line that says what it is for: the migration, the secret of its invitation, and the channel.
 
 use std::collections::HashMap;
 use std::io;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use haar_records::ec2::Receiver;
 use subtle::ConstantTimeEq;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::OnceCell;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 
+use super::channel::{Speech, connect};
+use super::lock;
 use crate::Error;
 
 /// The longest first line.
@@ -33,10 +34,7 @@ pub(super) const MEMORY: &str = "memory";
 
 /// Lets connections of other daemons through to machines that receive.
 #[derive(Default)]
-pub(super) struct Gate {
-    port: OnceCell<u16>,
-    open: Arc<Mutex<HashMap<String, Entrance>>>,
-}
+pub(super) struct Gate(Mutex<HashMap<String, Entrance>>);
 
 /// Where the connections of one migration go.
 #[derive(Clone)]
@@ -46,70 +44,42 @@ struct Entrance {
 }
 
 impl Gate {
-    /// Lets the connections of a migration through to these sockets, and gives the port that they come to.
-    ///
-    /// # Errors
-    /// What the system said.
-    pub(super) async fn open(
-        &self,
-        listen: IpAddr,
-        id: &str,
-        token: &str,
-        sockets: [(&'static str, PathBuf); 2],
-    ) -> Result<u16, Error> {
-        let entrance = Entrance { token: token.to_owned(), sockets: sockets.into() };
-        let listener = async {
-            let listener = TcpListener::bind((listen, 0)).await?;
-            let port = listener.local_addr()?.port();
-            tokio::spawn(serve(listener, self.open.clone()));
-            Ok(port)
-        };
-        let port = self.port.get_or_try_init(|| listener).await;
-        let port = port.map_err(Error::io(format!("listen on {listen}")))?;
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned(), entrance);
-        Ok(*port)
+    /// Lets the connections of a migration through to these sockets.
+    pub(super) fn open(&self, id: &str, token: &str, sockets: [(&'static str, PathBuf); 2]) {
+        lock(&self.0).insert(id.to_owned(), Entrance { token: token.to_owned(), sockets: sockets.into() });
     }
 
     /// Lets no more connections of a migration through.
     pub(super) fn close(&self, id: &str) {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        lock(&self.0).remove(id);
     }
-}
 
-async fn serve(listener: TcpListener, open: Arc<Mutex<HashMap<String, Entrance>>>) {
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
+    /// Lets a connection through to where its first line says, until it has ended.
+    ///
+    /// # Errors
+    /// `PermissionDenied` if it leads nowhere; what broke it off.
+    pub(super) async fn let_through(
+        &self,
+        mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    ) -> io::Result<()> {
+        let refused = || io::Error::from(io::ErrorKind::PermissionDenied);
+        let line = tokio::time::timeout(PATIENCE, first_line(&mut stream)).await??;
+        let mut words = line.split(' ');
+        let (Some(id), Some(token), Some(channel), None) =
+            (words.next(), words.next(), words.next(), words.next())
+        else {
+            return Err(refused());
         };
-        let open = open.clone();
-        tokio::spawn(async move {
-            if let Err(error) = let_through(stream, &open).await {
-                tracing::debug!(%error, "a connection of another daemon ended");
-            }
-        });
+        let entrance = lock(&self.0).get(id).cloned();
+        let entrance = entrance.filter(|e| e.token.as_bytes().ct_eq(token.as_bytes()).into());
+        let socket = entrance.as_ref().and_then(|entrance| entrance.sockets.get(channel));
+        let machine = UnixStream::connect(socket.ok_or_else(refused)?).await?;
+        carry(stream, machine, &AtomicU64::new(0)).await
     }
-}
-
-async fn let_through(mut stream: TcpStream, open: &Mutex<HashMap<String, Entrance>>) -> io::Result<()> {
-    let refused = || io::Error::from(io::ErrorKind::PermissionDenied);
-    let line = tokio::time::timeout(PATIENCE, first_line(&mut stream)).await??;
-    let mut words = line.split(' ');
-    let (Some(id), Some(token), Some(channel), None) =
-        (words.next(), words.next(), words.next(), words.next())
-    else {
-        return Err(refused());
-    };
-    let entrance = open.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned();
-    let entrance = entrance.filter(|e| e.token.as_bytes().ct_eq(token.as_bytes()).into());
-    let socket = entrance.as_ref().and_then(|entrance| entrance.sockets.get(channel)).ok_or_else(refused)?;
-    let machine = UnixStream::connect(socket).await?;
-    let _ = stream.set_nodelay(true);
-    carry(stream, machine, &AtomicU64::new(0)).await
 }
 
 /// Reads a line, and nothing beyond it.
-async fn first_line(stream: &mut TcpStream) -> io::Result<String> {
+async fn first_line(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<String> {
     let mut line = Vec::new();
     loop {
         match stream.read_u8().await? {
@@ -128,11 +98,11 @@ pub(super) struct Way {
 }
 
 impl Way {
-    /// Makes the socket; it leads to a port of a host, by a first line.
+    /// Makes the socket; it leads to another daemon, by a first line.
     ///
     /// # Errors
     /// What the system said.
-    pub(super) fn open(path: &Path, to: (String, u16), line: String) -> Result<Self, Error> {
+    pub(super) fn open(path: &Path, to: Receiver, line: String) -> Result<Self, Error> {
         let failed = || Error::io(format!("listen at {}", path.display()));
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed()(error)),
@@ -168,22 +138,20 @@ impl Drop for Way {
     }
 }
 
-async fn go(
-    machine: UnixStream,
-    (host, port): &(String, u16),
-    line: &str,
-    sent: &AtomicU64,
-) -> io::Result<()> {
-    let mut stream = TcpStream::connect((host.as_str(), *port)).await?;
-    let _ = stream.set_nodelay(true);
+async fn go(machine: UnixStream, to: &Receiver, line: &str, sent: &AtomicU64) -> io::Result<()> {
+    let mut stream = connect(&to.address, &to.fingerprint, Speech::Carry).await?;
     stream.write_all(line.as_bytes()).await?;
     carry(stream, machine, sent).await
 }
 
 /// Carries bytes both ways until both have ended; counts those that the machine sends.
-async fn carry(stream: TcpStream, machine: UnixStream, sent: &AtomicU64) -> io::Result<()> {
-    let ((mut from_stream, mut to_stream), (mut from_machine, mut to_machine)) =
-        (stream.into_split(), machine.into_split());
+async fn carry(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    machine: UnixStream,
+    sent: &AtomicU64,
+) -> io::Result<()> {
+    let (mut from_stream, mut to_stream) = tokio::io::split(stream);
+    let (mut from_machine, mut to_machine) = machine.into_split();
     let received = AtomicU64::new(0);
     let there = pump(&mut from_machine, &mut to_stream, sent);
     let back = pump(&mut from_stream, &mut to_machine, &received);
@@ -202,6 +170,8 @@ async fn pump(
             return to.shutdown().await;
         }
         to.write_all(&chunk[..length]).await?;
+        // What TLS holds back for a fuller record is waited for at the other end.
+        to.flush().await?;
         count.fetch_add(length as u64, Ordering::Relaxed);
     }
 }

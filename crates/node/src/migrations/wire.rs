@@ -1,5 +1,6 @@
 //! What two daemons say to each other.
 
+use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -11,18 +12,21 @@ use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpStream;
 
+use super::channel::{Speech, connect};
 use crate::Error;
 
 /// The version of this language.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
-/// Where the endpoint answers other daemons.
+/// What the paths of requests begin with.
 pub(super) const PATH: &str = "/_haar/migration/";
 
-/// The longest answer that is read, in bytes.
-const ANSWER_LIMIT: usize = 1 << 20;
+/// The longest request or answer that is read, in bytes.
+pub(super) const LIMIT: usize = 16 << 20;
+
+/// Most bytes of a bundle's open connections: what is more is left out, so that the rest is always read.
+pub(super) const CONNECTIONS_LIMIT: usize = 8 << 20;
 
 /// What a daemon is asked first: whether it can take a guest.
 #[derive(Debug, Serialize, Deserialize)]
@@ -57,13 +61,6 @@ pub(super) struct OfferedDisk {
     pub sync: Sync,
 }
 
-/// The answer to an offer that is taken.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Taken {
-    /// Where disks and memory are to be sent.
-    pub port: u16,
-}
-
 /// A request about one migration.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct About {
@@ -71,6 +68,13 @@ pub(super) struct About {
     /// The instance as it was when it stood still, where it is handed over.
     #[serde(default)]
     pub bundle: Option<Bundle>,
+}
+
+impl About {
+    /// A request that hands nothing over.
+    pub(super) fn of(migration: &Migration) -> Self {
+        Self { id: migration.id.clone(), bundle: None }
+    }
 }
 
 /// What has become of a migration at the receiving daemon.
@@ -86,14 +90,10 @@ pub(super) enum Outcome {
 }
 
 /// Every answer.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Answer<T> {
-    /// The account of the daemon that answers.
-    pub account: String,
-    pub result: Result<T, String>,
-}
+pub(super) type Answer<T> = Result<T, String>;
 
 /// The other daemon.
+#[derive(Clone, Copy)]
 pub(super) struct Peer<'a> {
     to: &'a Receiver,
     token: &'a str,
@@ -106,62 +106,82 @@ impl<'a> Peer<'a> {
         Ok(Self { to, token: &migration.token })
     }
 
-    /// The host of its endpoint.
-    pub(super) fn host(&self) -> &str {
-        let host = self.to.address.rsplit_once(':').map_or(self.to.address.as_str(), |(host, _)| host);
-        host.trim_start_matches('[').trim_end_matches(']')
-    }
-
     /// Asks it something.
     ///
     /// # Errors
     /// [`Error::Unreachable`] if no answer of this daemon came; [`Error::Refused`] with its words.
     pub(super) async fn ask<T: DeserializeOwned>(
-        &self,
+        self,
         what: &str,
         about: &impl Serialize,
         patience: Duration,
     ) -> Result<T, Error> {
+        let answer = tokio::time::timeout(patience, self.exchange(what, about)).await;
+        let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {} s", patience.as_secs())));
         let address = &self.to.address;
-        let unreachable = |reason: String| Error::Unreachable { address: address.clone(), reason };
-        let body = serde_json::to_vec(about).map_err(|error| unreachable(error.to_string()))?;
+        answer
+            .map_err(|reason| Error::Unreachable { address: address.clone(), reason })?
+            .map_err(Error::Refused)
+    }
+
+    async fn exchange<T: DeserializeOwned>(
+        &self,
+        what: &str,
+        about: &impl Serialize,
+    ) -> Result<Answer<T>, String> {
+        let Receiver { address, fingerprint } = self.to;
+        let body = serde_json::to_vec(about).map_err(|error| error.to_string())?;
         let request = Request::builder()
             .method(Method::POST)
             .uri(format!("{PATH}{what}"))
             .header("host", address)
-            .header(haar_token_header(), self.token)
+            .header(TOKEN_HEADER, self.token)
             .body(Full::new(Bytes::from(body)))
-            .map_err(|error| unreachable(error.to_string()))?;
-        let exchange = async {
-            let stream = TcpStream::connect(address).await.map_err(|e| e.to_string())?;
-            let _ = stream.set_nodelay(true);
-            let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-                .await
-                .map_err(|e| e.to_string())?;
-            let connection = AbortOnDrop(tokio::spawn(connection));
-            let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), ANSWER_LIMIT);
-            let body = body.collect().await.map_err(|e| e.to_string())?.to_bytes();
-            drop(connection);
-            if !status.is_success() {
-                return Err(format!("it said {status}"));
-            }
-            serde_json::from_slice::<Answer<T>>(&body).map_err(|e| format!("its answer cannot be read: {e}"))
-        };
-        let answer = tokio::time::timeout(patience, exchange).await;
-        let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {} s", patience.as_secs())));
-        let answer = answer.map_err(unreachable)?;
-        if answer.account != self.to.account {
-            return Err(unreachable("another daemon answers there".into()));
+            .map_err(|error| error.to_string())?;
+        let stream = connect(address, fingerprint, Speech::Ask).await.map_err(|e| e.to_string())?;
+        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+        let (mut sender, connection) = handshake.map_err(|e| e.to_string())?;
+        let _connection = AbortOnDrop(tokio::spawn(connection));
+        let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), LIMIT);
+        let body = body.collect().await.map_err(|e| e.to_string())?.to_bytes();
+        if !status.is_success() {
+            return Err(format!("it said {status}"));
         }
-        answer.result.map_err(Error::Refused)
+        serde_json::from_slice(&body).map_err(|error| format!("its answer cannot be read: {error}"))
     }
 }
 
-/// The header of what the daemons know each other by.
-pub(super) const fn haar_token_header() -> &'static str {
-    "x-haar-migration-token"
+/// The header of the secret by which the daemon that sends is known.
+pub(super) const TOKEN_HEADER: &str = "x-haar-migration-token";
+
+/// Where a daemon answers, its fingerprint and the secret of one guest: an invitation.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Invitation {
+    pub to: Receiver,
+    pub token: String,
+}
+
+impl Invitation {
+    const SCHEME: &'static str = "haar://";
+
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let (address, secrets) = text.trim().strip_prefix(Self::SCHEME)?.split_once("/#")?;
+        let (token, fingerprint) = secrets.split_once('.')?;
+        let hexadecimal = |text: &str, length| {
+            text.len() == length && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        };
+        let good = address.contains(':') && hexadecimal(token, 32) && hexadecimal(fingerprint, 64);
+        let to = Receiver { address: address.to_owned(), fingerprint: fingerprint.to_owned() };
+        good.then(|| Self { to, token: token.to_owned() })
+    }
+}
+
+impl fmt::Display for Invitation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}/#{}.{}", Self::SCHEME, self.to.address, self.token, self.to.fingerprint)
+    }
 }
 
 struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
@@ -169,5 +189,30 @@ struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
 impl<T> Drop for AbortOnDrop<T> {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn invitations_are_read_or_refused() {
+        let (token, key) = ("0f".repeat(16), "a1".repeat(32));
+        let text = format!("haar://10.0.0.2:4566/#{token}.{key}");
+        let invitation = Invitation::parse(&format!("{text}\n")).unwrap();
+        assert_eq!((invitation.to.address.as_str(), &invitation.to.fingerprint), ("10.0.0.2:4566", &key));
+        assert_eq!((&invitation.token, invitation.to_string()), (&token, text));
+        for wrong in [
+            String::new(),
+            "haar://10.0.0.2:4566/".into(),
+            format!("http://a:1/#{token}.{key}"),
+            format!("haar://host/#{token}.{key}"),
+            format!("haar://a:1/#{token}"),
+            format!("haar://a:1/#{token}.{token}"),
+            format!("haar://a:1/#{}.{key}", token.to_uppercase()),
+        ] {
+            assert_eq!(Invitation::parse(&wrong), None, "{wrong}");
+        }
     }
 }

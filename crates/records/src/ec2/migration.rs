@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::{Instance, KeyPair, NetworkInterface, SecurityGroup, Subnet, Volume, wire_enum};
+use super::{Instance, KeyPair, NetworkInterface, PlacementGroup, SecurityGroup, Subnet, Volume, wire_enum};
 use crate::resource;
 
 /// The move of a running instance from one daemon to another. Both keep one, under the same id.
@@ -38,6 +38,9 @@ pub struct Migration {
     pub lent: Vec<Ipv4Addr>,
     /// Why it failed.
     pub message: Option<String>,
+    /// The guest was taken back before the other daemon said whether it has it, and it has not said so yet.
+    #[serde(default)]
+    pub in_doubt: bool,
     /// Bytes of disks and memory that were sent.
     pub bytes: u64,
     /// How long the guest stood still, in milliseconds.
@@ -55,13 +58,42 @@ resource!(Migration, "ec2.migration",
     "vpc" => |m| [m.vpc_id.clone()],
 );
 
+impl Migration {
+    /// One that begins now, to a daemon or, where there is none, from one.
+    #[must_use]
+    pub fn new(id: &str, to: Option<Receiver>, token: &str, worker: &str, bundle: Bundle) -> Self {
+        let instance = &bundle.instance;
+        let phase = if to.is_some() { MigrationPhase::Copying } else { MigrationPhase::Receiving };
+        Self {
+            account: instance.account.clone(),
+            region: instance.region.clone(),
+            id: id.to_owned(),
+            instance_id: instance.id.clone(),
+            vpc_id: instance.spec.vpc_id.clone(),
+            phase,
+            to,
+            token: token.to_owned(),
+            worker: worker.to_owned(),
+            bundle,
+            lent: Vec::new(),
+            message: None,
+            in_doubt: false,
+            bytes: 0,
+            downtime_ms: None,
+            started: OffsetDateTime::now_utc(),
+            ended: None,
+        }
+    }
+}
+
 /// A daemon that receives a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Receiver {
     /// Host and port of its endpoint.
     pub address: String,
-    /// Its account, by which it is told from another daemon that answers there later.
-    pub account: String,
+    /// SHA-256 of its public key, by which it is told from everybody else who may answer there.
+    #[serde(default)]
+    pub fingerprint: String,
 }
 
 wire_enum! {
@@ -115,6 +147,9 @@ pub struct Bundle {
     pub groups: Vec<SecurityGroup>,
     /// The key pair.
     pub key: Option<KeyPair>,
+    /// The placement group.
+    #[serde(default)]
+    pub placement_group: Option<PlacementGroup>,
     /// The address that the host's connections to the public addresses come from.
     pub host_address: Ipv4Addr,
     /// The connections that are open when the guest stands still, as the network driver writes them in JSON.

@@ -5,7 +5,7 @@
 
 use haar_api::Error;
 use haar_records::ec2::{
-    CapacityTicket, Instance, InstanceState, InstanceType, Placement, PlacementGroup, PlacementStrategy,
+    CapacityTicket, Instance, InstanceState, InstanceType, Migration, Placement, PlacementGroup, PlacementStrategy,
     instance_type,
 };
 use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION};
@@ -95,7 +95,12 @@ impl Capacity {
         let Some(memory) = self.memory_mib else { return u32::MAX };
         let taken = |hardware: &InstanceType| hardware.memory_mib + self.overhead_mib;
         let there = snapshot.list_all::<Instance>().filter(|instance| instance.takes_room());
-        let used: u64 = there.filter_map(|i| instance_type(&i.spec.instance_type)).map(taken).sum();
+        let there = there.map(|instance| &instance.spec);
+        // Those that arrive, or leave, have machines here.
+        let moving = snapshot.list_all::<Migration>().filter(|migration| migration.phase.holds_records());
+        let moving = moving.map(|migration| &migration.bundle.instance.spec);
+        let used: u64 =
+            there.chain(moving).filter_map(|spec| instance_type(&spec.instance_type)).map(taken).sum();
         u32::try_from(memory.saturating_sub(used) / taken(wanted.hardware)).unwrap_or(u32::MAX)
     }
 
