@@ -55,7 +55,9 @@ class Between:
         self.ours.load_cert_chain(pem)
         self.ours.set_alpn_protocols(["haar-ask", "haar-carry"])
         self.loop = asyncio.new_event_loop()
+        # No memory is held back here.
         self.whole = asyncio.Event()
+        self.whole.set()
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         self.server = self._do(asyncio.start_server(self._one, host, 0, ssl=self.ours))
         self.port = self.server.sockets[0].getsockname()[1]
@@ -77,6 +79,7 @@ class Between:
             if not connection.is_closing():
                 connection.transport.abort()
         self.open.clear()
+        self.whole.set()
 
     def _pass(self, step: str) -> None:
         # Nothing moves while this is seen.
@@ -118,6 +121,8 @@ class Between:
     async def _carried(self, reader, ours, answers, theirs) -> None:
         line = await reader.readuntil(b"\n")
         channel = line.split()[2].decode()
+        if channel == "memory":
+            self.whole.clear()
         self._pass(channel)
         theirs.write(line)
         there = asyncio.create_task(self._pump(reader, theirs, channel))
