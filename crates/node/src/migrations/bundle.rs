@@ -6,9 +6,8 @@ use std::net::Ipv4Addr;
 use haar_records::Tags;
 use haar_records::ec2::{
     AttachmentStatus, Bundle, Claim, ClaimScope, Encryption, Instance, InstanceGoal,
-    InstanceProfileAssociation, InstanceState, KeyPair, Migration,
-    NetworkInterface, PlacementGroup, PublicAddress, RuleTarget, SecurityGroup, SecurityGroupRule, Subnet, Volume,
-    VolumeState, Vpc,
+    InstanceProfileAssociation, InstanceState, KeyPair, Migration, NetworkInterface, PlacementGroup,
+    PublicAddress, RuleTarget, SecurityGroup, SecurityGroupRule, Subnet, Volume, VolumeState, Vpc,
 };
 use haar_records::iam::{self, InstanceProfile};
 use haar_store::{Snapshot, Tx};

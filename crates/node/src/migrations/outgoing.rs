@@ -19,8 +19,8 @@ use crate::Error;
 /// How long the other daemon may take to make disks and start a machine.
 const TAKE: Duration = Duration::from_secs(120);
 
-/// How long it may take to decide: the rest of the guest has to arrive.
-const DECIDE: Duration = Duration::from_secs(60);
+/// How long it may take to decide, until it is asked again: the rest of the guest has to arrive.
+const DECIDE: Duration = Duration::from_secs(30);
 
 /// How often is looked how far disks and memory are.
 const LOOK: Duration = Duration::from_millis(20);

@@ -92,9 +92,8 @@ impl Migrations {
         let token = token.unwrap_or_default().to_owned();
         let what = parts.uri.path().strip_prefix(PATH).unwrap_or_default().to_owned();
         // It goes on to its end even if the other daemon goes away.
-        let answer = tokio::spawn(async move {
-            self.answer(&what, &token, &body.to_bytes(), reception).await
-        });
+        let answer =
+            tokio::spawn(async move { self.answer(&what, &token, &body.to_bytes(), reception).await });
         match answer.await {
             Ok(Ok(answer)) => response(StatusCode::OK, &answer),
             Ok(Err(refusal)) => response(refusal.0, &refusal.1),

@@ -5,8 +5,8 @@
 
 use haar_api::Error;
 use haar_records::ec2::{
-    CapacityTicket, Instance, InstanceState, InstanceType, Migration, Placement, PlacementGroup, PlacementStrategy,
-    instance_type,
+    CapacityTicket, Instance, InstanceState, InstanceType, Migration, Placement, PlacementGroup,
+    PlacementStrategy, instance_type,
 };
 use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION};
 use haar_store::{Entry, Snapshot, Tx};
