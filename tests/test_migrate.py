@@ -505,8 +505,8 @@ class Silence:
 
     def __init__(self, port: int):
         self.table = f"inet silence{port}"
-        rules = f"tcp dport {port} drop; tcp sport {port} drop"
-        self.text = f"table {self.table} {{ chain lost {{ type filter hook input priority 0; {rules} }} }}"
+        rules = f"tcp dport {port} drop; tcp sport {port} drop;"
+        self.text = f"table {self.table} {{ chain lost {{ type filter hook input priority 0; {rules} }}; }}"
 
     def begin(self) -> None:
         subprocess.run(["nft", "-f", "-"], input=self.text, text=True, check=True)
@@ -524,8 +524,9 @@ def test_silence_between_living_daemons(traveller, tmp_path, step, moves):
 
     def seen(message: str) -> None:
         if message == step and not silences:
-            silences.append(Silence(between.port))
-            silences[0].begin()
+            silence = Silence(between.port)
+            silence.begin()
+            silences.append(silence)
 
     between = traveller.between(tmp_path, seen)
     command = traveller.command(between)
