@@ -1,5 +1,6 @@
 """Guests that move between two daemons while they run: memory, disks, addresses and connections go on, and there is always one of them."""
 
+import ipaddress
 import json
 import os
 import signal
@@ -72,7 +73,7 @@ class Speaker:
     """A server on this host that a guest has connected to: the guest only listens. No group lets what it says in but as part of that connection."""
 
     def __init__(self, guest: Guest):
-        self.server = socket.create_server((guest.public_ip.rsplit(".", 1)[0] + ".1", 0))
+        self.server = socket.create_server((str(guest.daemon.pool[1]), 0))
         self.server.settimeout(30)
         host, port = self.server.getsockname()
         guest.run(f"(sleep 100000 | nc {host} {port} >/run/told) >/dev/null 2>&1 </dev/null & echo")
@@ -211,7 +212,7 @@ def test_a_guest_moves_with_all_it_has(pair):
     moved.wait_for_state("running")
     moved.wait_for_login()
     # Its public address is of the other pool from then on.
-    assert moved.public_ip.rsplit(".", 1)[0] != described["PublicIpAddress"].rsplit(".", 1)[0]
+    assert ipaddress.ip_address(moved.public_ip) in there.pool and ipaddress.ip_address(described["PublicIpAddress"]) in here.pool
     assert moved.run("cat /root/kept") == "kept" and moved.boot_id() != boot
     theirs.delete_snapshot(SnapshotId=snapshot)
     theirs.delete_volume(VolumeId=volume)
