@@ -182,6 +182,19 @@ Examples:
     )]
     #[command(subcommand)]
     Image(Image),
+    /// Put a disk file where ImportImage and ImportSnapshot take it, and print its URL
+    #[command(
+        after_help = "The file is sent to the daemon, stays as it is, and is the account's alone. It stays until it is removed,
+also when it was imported.
+
+Examples:
+  haar upload disk.vmdk
+  aws ec2 import-snapshot --disk-container Url=\"$(haar upload data.raw)\",Format=RAW
+  haar upload machine.ova --account staging --name machine-1.ova
+  haar upload --list
+  haar upload --remove disk.vmdk"
+    )]
+    Upload(Upload),
     /// Read the audit trail: who did what, from where, and what came of it
     #[command(
         after_help = "Every request whose caller is known is in it, in CloudTrail's record form, before its answer is sent.
@@ -450,6 +463,29 @@ pub struct Migrate {
     /// Let an instance run on here that was to be handed over: the other daemon does not have it, and never will
     #[arg(long, value_name = "MIGRATION", conflicts_with = "instance")]
     pub take_back: Option<String>,
+}
+
+/// What to upload.
+#[derive(Debug, Args)]
+pub struct Upload {
+    /// The disk file: RAW, VHD, VHDX, VMDK or OVA
+    #[arg(required_unless_present_any = ["list", "remove"])]
+    pub file: Option<PathBuf>,
+    /// What to call it [default: the file's name]
+    #[arg(long, requires = "file")]
+    pub name: Option<String>,
+    /// The account: its 12 digits or its name [default: the first]
+    #[arg(long)]
+    pub account: Option<String>,
+    /// List the account's uploads
+    #[arg(long, conflicts_with_all = ["file", "remove"])]
+    pub list: bool,
+    /// Remove an upload; imports that have begun go on
+    #[arg(long, value_name = "NAME", conflicts_with = "file")]
+    pub remove: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What to do with images.

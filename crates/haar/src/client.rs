@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use crate::credentials::Credentials;
 use crate::error::{Error, Result};
 use crate::state::{ADMIN_HEADER, Daemon};
+use crate::uploads::{self, Upload};
 
 /// The version of the EC2 API that is spoken.
 const EC2_VERSION: &str = "2016-11-15";
@@ -131,9 +132,24 @@ impl<'a> Client<'a> {
 
     /// Asks the daemon for something of migrations, and returns its answer.
     pub fn migrations(&self, what: &str, body: &serde_json::Value) -> Result<serde_json::Value> {
-        let request = self.request(Method::POST, &format!("/_haar/migrations/{what}"));
-        let request = request.header(ADMIN_HEADER, &self.daemon.admin_token);
-        let (status, answer) = self.send(finish(request, body.to_string().into()), PATIENCE)?;
+        self.told(&format!("/_haar/migrations/{what}"), body.to_string().into())
+    }
+
+    /// Asks the daemon for something of uploads, and returns its answer.
+    pub fn uploads(&self, what: &str, of: &Upload) -> Result<serde_json::Value> {
+        let body = serde_json::to_vec(of).expect("it is plain data");
+        self.told(&format!("{}{what}", uploads::PATH), body.into())
+    }
+
+    /// Sends bytes of an upload, from an offset on.
+    pub fn upload_piece(&self, of: &Upload, offset: u64, bytes: Bytes) -> Result<()> {
+        self.told(&format!("{}put/{}/{}/{offset}", uploads::PATH, of.account, of.name), bytes).map(drop)
+    }
+
+    /// The answer to an administrative request; a refusal says why.
+    fn told(&self, path: &str, body: Bytes) -> Result<serde_json::Value> {
+        let request = self.request(Method::POST, path).header(ADMIN_HEADER, &self.daemon.admin_token);
+        let (status, answer) = self.send(finish(request, body), PATIENCE)?;
         let answer: serde_json::Value =
             serde_json::from_slice(&answer).map_err(|e| Error::Answer(e.to_string()))?;
         if status.is_success() {

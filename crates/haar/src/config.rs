@@ -106,6 +106,15 @@ pub struct Settings {
     )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vcpu_quota: Option<u32>,
+    /// Folders that every account may import from
+    #[arg(
+        long,
+        value_name = "DIR,…",
+        value_delimiter = ',',
+        help = "Folders of this machine from which every account may import disks by file URLs [default: none]"
+    )]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub import_folders: Vec<PathBuf>,
 }
 
 /// What the names of everything on the machine begin with: one to five lower-case letters or digits, the first a letter. Names of network interfaces
@@ -164,6 +173,8 @@ impl Settings {
         push("--memory-reserve", self.memory_reserve.map(|v| v.to_string()));
         push("--memory-overcommit", self.memory_overcommit.map(|v| v.to_string()));
         push("--vcpu-quota", self.vcpu_quota.map(|v| v.to_string()));
+        let folders: Vec<_> = self.import_folders.iter().map(|v| v.to_string_lossy()).collect();
+        push("--import-folders", (!folders.is_empty()).then(|| folders.join(",")));
         arguments
     }
 
@@ -178,6 +189,11 @@ impl Settings {
             memory_reserve: self.memory_reserve.or(other.memory_reserve),
             memory_overcommit: self.memory_overcommit.or(other.memory_overcommit),
             vcpu_quota: self.vcpu_quota.or(other.vcpu_quota),
+            import_folders: if self.import_folders.is_empty() {
+                other.import_folders
+            } else {
+                self.import_folders
+            },
         }
     }
 
@@ -218,6 +234,9 @@ pub struct Config {
     /// vCPUs of an account's running instances in a region, where it was said.
     #[serde(default)]
     pub vcpu_quota: Option<u32>,
+    /// Folders of this machine from which every account may import disks.
+    #[serde(default)]
+    pub import_folders: Vec<PathBuf>,
 }
 
 impl Config {
@@ -234,6 +253,9 @@ impl Config {
         let parsed = "the defaults are valid";
         let public_pool = settings.public_pool.unwrap_or_else(|| DEFAULT_PUBLIC_POOL.parse().expect(parsed));
         check_pool(public_pool)?;
+        if let Some(folder) = settings.import_folders.iter().find(|folder| !folder.is_absolute()) {
+            return Err(Error::Setting(format!("{} is not the absolute path of a folder", folder.display())));
+        }
         Ok(Self {
             state_dir: std::path::absolute(state_dir).map_err(Error::io("find", state_dir))?,
             listen: settings.listen.unwrap_or_else(|| DEFAULT_LISTEN.parse().expect(parsed)),
@@ -244,6 +266,7 @@ impl Config {
             memory_reserve: settings.memory_reserve,
             memory_overcommit: settings.memory_overcommit,
             vcpu_quota: settings.vcpu_quota,
+            import_folders: settings.import_folders,
         })
     }
 
@@ -384,6 +407,7 @@ mod tests {
             memory_reserve: Some(700),
             memory_overcommit: Some(150),
             vcpu_quota: Some(5),
+            import_folders: vec!["/srv/disks".into(), "/srv/more".into()],
         };
         let arguments = std::iter::once("haar".to_owned()).chain(settings.to_arguments());
         assert_eq!(Only::parse_from(arguments).settings, settings);

@@ -11,6 +11,7 @@ mod credentials;
 mod error;
 mod serve;
 mod state;
+mod uploads;
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;

@@ -27,6 +27,7 @@ use crate::config::{self, Config};
 use crate::credentials::Credentials;
 use crate::error::{Error, Result};
 use crate::state::{ADMIN_HEADER, StateDir, write_private};
+use crate::uploads::{self, Uploads};
 
 /// The QEMU program.
 const QEMU: &str = "qemu-system-x86_64";
@@ -70,6 +71,7 @@ async fn serve(config: &Config) -> Result<()> {
     let for_guests = haar_node::ForGuests { profiles: Some(Arc::new(Profiles(roles))), api: Some(callers) };
     let ebs_sealer = ebs_sealer(&state)?;
     let node_config = node_config(config, &keys, &state, ebs_sealer.clone()).await?;
+    let uploads = node_config.uploads();
     let capacity = config.capacity(host_memory_mib(), overhead_mib(&node_config.compute));
     let node = Node::start(node_config, for_guests, store.clone()).await.map_err(Error::daemon)?;
 
@@ -79,7 +81,13 @@ async fn serve(config: &Config) -> Result<()> {
     let ssm = haar_ssm::Handlers::new(store.clone()).await.map_err(Error::daemon)?;
     let account = keys.account_id.clone();
     let reception = Reception { account, capacity, sealer: ebs_sealer.clone() };
-    let ec2 = haar_ec2::Config { public_pool: config.public_pool, capacity, sealer: ebs_sealer };
+    let uploads = Uploads::open(uploads).map_err(Error::io("read", "the uploads"))?;
+    let ec2 = haar_ec2::Config {
+        public_pool: config.public_pool,
+        capacity,
+        sealer: ebs_sealer,
+        owner: keys.account_id.clone(),
+    };
     let ec2 = haar_ec2::Handlers::new(store.clone(), ec2, Arc::new(Host(node.clone())))
         .await
         .map_err(Error::daemon)?;
@@ -104,7 +112,10 @@ async fn serve(config: &Config) -> Result<()> {
     .service(haar_ec2::model::Ec2Service(ec2))
     .service(haar_iam::iam::model::IamService(iam))
     .service(haar_iam::sts::model::StsService(sts))
-    .route("/_haar/", admin(Admin { node: node.clone(), state, keyring, token: daemon.admin_token.clone() }));
+    .route(
+        "/_haar/",
+        admin(Admin { node: node.clone(), uploads, state, keyring, token: daemon.admin_token.clone() }),
+    );
     tracing::info!(endpoint = daemon.endpoint(), region = config.region, "haar {} answers", daemon.version);
     endpoint.serve(listener, stop).await;
 
@@ -180,6 +191,7 @@ async fn node_config(
         identity: identity(state)?,
         compute,
         sealer,
+        import_folders: config.import_folders.clone(),
     })
 }
 
@@ -505,6 +517,7 @@ async fn migrations(node: &Node, what: &str, body: &[u8]) -> Response<Body> {
 
 struct Admin {
     node: Node,
+    uploads: Uploads,
     state: StateDir,
     keyring: Keyring,
     token: String,
@@ -533,6 +546,15 @@ impl Admin {
             }
             (&Method::POST, path) if path.starts_with(MIGRATIONS) => {
                 return migrations(&self.node, &path[MIGRATIONS.len()..], request.body()).await;
+            }
+            (&Method::POST, path) if path.starts_with(uploads::PATH) => {
+                let (uploads, what) = (self.uploads.clone(), path[uploads::PATH.len()..].to_owned());
+                let body = request.body().clone();
+                let done = tokio::task::spawn_blocking(move || uploads.answer(&what, &body)).await;
+                return match done.unwrap_or_else(|error| Err(error.to_string())) {
+                    Ok(answer) => reply(StatusCode::OK, answer),
+                    Err(why) => message(StatusCode::CONFLICT, &why),
+                };
             }
             (&Method::POST, "/_haar/images/rescan") => {
                 self.node.rescan_images().await.map_err(|error| error.to_string())
@@ -606,6 +628,7 @@ pub fn teardown(config: &Config) -> Result<()> {
         identity: identity(&state)?,
         compute: Compute::Simulated,
         sealer: ebs_sealer(&state)?,
+        import_folders: Vec::new(),
     };
     runtime()?.block_on(haar_node::teardown(&node)).map_err(Error::daemon)
 }

@@ -11,6 +11,7 @@ mod directory;
 mod error;
 mod host;
 mod images;
+mod imports;
 mod instances;
 mod limits;
 mod merge;
@@ -29,8 +30,8 @@ use std::time::Duration;
 
 use haar_core::reconcile;
 use haar_records::ec2::{
-    EbsSnapshot, Image, Instance, InternetGateway, Migration, NetworkInterface, RouteTable, SecurityGroup,
-    Subnet, Volume, Vpc,
+    EbsSnapshot, Image, ImportTask, Instance, InternetGateway, Migration, NetworkInterface, RouteTable,
+    SecurityGroup, Subnet, Volume, Vpc,
 };
 use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION};
 use haar_store::{Event, Key, Resource, Store};
@@ -46,6 +47,7 @@ pub use qemu::UEFI_FIRMWARE;
 
 use crate::host::Host;
 use crate::images::Images;
+use crate::imports::Imports;
 use crate::instances::Instances;
 use crate::migrations::Migrations;
 use crate::network::{Network, Networks};
@@ -74,6 +76,8 @@ pub struct Config {
     pub compute: Compute,
     /// Opens the default keys of accounts.
     pub sealer: haar_core::Sealer,
+    /// Folders of this machine from which every account may import disks.
+    pub import_folders: Vec<PathBuf>,
 }
 
 /// What the daemon does for guests besides the node's own.
@@ -113,6 +117,7 @@ struct Inner {
     volumes: reconcile::Handle<Volume>,
     snapshots: reconcile::Handle<EbsSnapshot>,
     image_states: reconcile::Handle<Image>,
+    imports: reconcile::Handle<ImportTask>,
     networks: Option<reconcile::Handle<Vpc>>,
     qemu: Option<Arc<Qemu>>,
     host: Host,
@@ -122,6 +127,12 @@ struct Inner {
 impl Config {
     fn console_dir(&self) -> PathBuf {
         self.state_dir.join("console")
+    }
+
+    /// What accounts have uploaded: a folder for each.
+    #[must_use]
+    pub fn uploads(&self) -> PathBuf {
+        self.state_dir.join("uploads")
     }
 
     fn driver(&self) -> haar_net::Config {
@@ -159,6 +170,9 @@ impl Node {
         let image_states =
             reconcile::start(&store, Images::new(store.clone()), reconcile::Options::default())?;
         Images::follow_snapshots(&store, &image_states)?;
+        imports::sweep(&config.state_dir, &store)?;
+        // Those that wait for their turn take part in it.
+        let importing = reconcile::Options { concurrency: 256, ..Default::default() };
         let inner = match config.compute.clone() {
             Compute::Simulated => {
                 let backend = Arc::new(Simulated);
@@ -177,6 +191,8 @@ impl Node {
                     Snapshots::new(store.clone(), backend),
                     reconcile::Options { concurrency: 64, ..Default::default() },
                 )?;
+                let imports = Imports::new(&config, store.clone(), None);
+                let imports = reconcile::start(&store, imports, importing)?;
                 Inner {
                     config,
                     store,
@@ -185,6 +201,7 @@ impl Node {
                     volumes,
                     snapshots,
                     image_states,
+                    imports,
                     networks: None,
                     qemu: None,
                     host,
@@ -230,6 +247,8 @@ impl Node {
                     Snapshots::new(store.clone(), qemu.clone()),
                     reconcile::Options { concurrency: 4, ..Default::default() },
                 )?;
+                let imports = Imports::new(&config, store.clone(), Some(qemu.clone()));
+                let imports = reconcile::start(&store, imports, importing)?;
                 let networks = reconcile::start(
                     &store,
                     Networks::new(network),
@@ -244,6 +263,7 @@ impl Node {
                     volumes,
                     snapshots,
                     image_states,
+                    imports,
                     networks: Some(networks),
                     qemu: Some(qemu),
                     host,
@@ -483,6 +503,7 @@ impl Node {
         if let Some(networks) = &self.inner.networks {
             networks.stop(STOP_GRACE).await;
         }
+        self.inner.imports.stop(Duration::ZERO).await;
         self.inner.instances.stop(STOP_GRACE).await;
         self.inner.volumes.stop(STOP_GRACE).await;
         self.inner.snapshots.stop(STOP_GRACE).await;

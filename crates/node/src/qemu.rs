@@ -10,8 +10,8 @@ use haar_core::Sealer;
 use haar_core::reconcile::Handle;
 use haar_image::ImageId;
 use haar_records::ec2::{
-    BootMode, Bundle, CpuOptions, EbsDefaults, EbsKey, EbsSnapshot, Encryption, ImageBoot, Instance,
-    InstanceState, NetworkInterface, Volume, VolumeShape, instance_type,
+    BootMode, Bundle, CpuOptions, EbsDefaults, EbsKey, EbsSnapshot, Encryption, ImageBoot, ImportTask,
+    Instance, InstanceState, NetworkInterface, Volume, VolumeShape, instance_type,
 };
 use haar_store::Store;
 use haar_vm::{Boot, Disk, DiskFormat, DiskKey, DiskLayer, Nic, Overlay, RunState, Spec, Sync, Vm};
@@ -248,6 +248,47 @@ impl Qemu {
         // What is read from now on is opened for reading only.
         self.sessions.close(&snapshot.id).await;
         Ok(())
+    }
+
+    /// Makes the disk of a snapshot from one that others have made.
+    pub(crate) async fn import_disk(
+        &self,
+        snapshot: &EbsSnapshot,
+        node: &serde_json::Value,
+        progress: &(dyn Fn(u8) + Send + std::marker::Sync),
+    ) -> Result<(), Error> {
+        let size = u64::from(snapshot.volume_size_gib) << 30;
+        self.volumes_for(snapshot)?.create_imported(&snapshot.id, node, size, progress).await?;
+        Ok(())
+    }
+
+    /// The beginning of a snapshot.
+    pub(crate) async fn read_head(&self, snapshot: &EbsSnapshot, length: usize) -> Result<Vec<u8>, Error> {
+        let head = self.read_snapshot(snapshot, 0, length).await;
+        self.sessions.close(&snapshot.id).await;
+        head
+    }
+
+    /// Removes what there is of an imported snapshot.
+    pub(crate) async fn abandon_import(&self, snapshot_id: &str) -> Result<(), Error> {
+        self.sessions.close(snapshot_id).await;
+        Ok(self.volumes.abandon(snapshot_id)?)
+    }
+
+    /// A further data key, sealed as one that there is.
+    pub(crate) fn another_key(&self, id: &str, of: &Encryption) -> Result<Encryption, Error> {
+        use base64::Engine as _;
+        let defaults = self.store.snapshot().get::<EbsDefaults>(&of.account, &of.region, EbsDefaults::ID);
+        let seal = || {
+            let sealed = defaults?.key.clone().filter(|key| key.id == of.key_id)?.sealed;
+            let key = self.sealer.open(&sealed, &EbsKey::purpose(&of.key_id))?;
+            let data_key = base64::engine::general_purpose::STANDARD.encode(Sealer::random_key());
+            Some(
+                Sealer::new(key.as_slice().try_into().ok()?).seal(data_key.as_bytes(), Encryption::purpose()),
+            )
+        };
+        let data_key = seal().ok_or_else(|| Error::Sealed(id.to_owned()))?;
+        Ok(Encryption { data_key, ..of.clone() })
     }
 
     /// The driver that makes and reads what is encrypted as a volume is.
@@ -517,7 +558,9 @@ impl Qemu {
         let volumes = snapshot.list_all::<Volume>().map(|volume| volume.id.clone());
         let snapshots = snapshot.list_all::<EbsSnapshot>().map(|snapshot| snapshot.id.clone());
         let moving = moving().flat_map(|m| m.bundle.volumes.iter().map(|volume| volume.id.clone()));
-        let known: BTreeSet<_> = volumes.chain(snapshots).chain(moving).collect();
+        let imports = snapshot.list_all::<ImportTask>().filter(|task| task.holds_disks());
+        let imports = imports.flat_map(|task| task.disks.iter().map(|disk| disk.snapshot_id.clone()));
+        let known: BTreeSet<_> = volumes.chain(snapshots).chain(moving).chain(imports).collect();
         let layering = self.layering.read().await;
         for id in disks.iter().filter(|id| !known.contains(*id)) {
             tracing::info!(volume = id, "removing a disk without a record");

@@ -133,6 +133,9 @@ pub enum Error {
         /// The HTTP status code.
         status: u16,
     },
+    /// It was given up because the caller wanted so.
+    #[error("cancelled")]
+    Cancelled,
     /// A transfer failed, also when tried again.
     #[error("cannot fetch {url}: {reason}")]
     Transfer {

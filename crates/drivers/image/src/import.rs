@@ -1,7 +1,7 @@
 //! Taking a disk image from a file.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::progress::Progress;
 use crate::tool;
 
 /// The greatest disk that is taken, in bytes: the greatest gp3 volume.
-pub(crate) const SIZE_LIMIT: u64 = 16 << 40;
+pub const SIZE_LIMIT: u64 = 16 << 40;
 
 /// How much of a disk's beginning is looked at for what it boots with, in bytes.
 const HEAD: u64 = 1 << 20;
@@ -111,7 +111,7 @@ fn probe(path: &Path) -> Result<Probed> {
     let length = found.len();
     let probed = match &head[..] {
         [b'Q', b'F', b'I', 0xfb, ..] => probe_qcow2(&head),
-        [b'K', b'D', b'M', b'V', ..] => probe_vmdk(&head, &file),
+        [b'K', b'D', b'M', b'V', ..] => probe_vmdk(&head),
         head => probe_raw(head, length, &file),
     };
     probed.map_err(|reason| rejected(path, &reason))
@@ -146,8 +146,19 @@ fn probe_qcow2(head: &[u8]) -> std::result::Result<Probed, String> {
     Ok(Probed { format: "qcow2", virtual_size })
 }
 
-/// Reads the header and the descriptor of a sparse VMDK file (VMware's "Virtual Disk Format 5.0").
-fn probe_vmdk(head: &[u8], file: &File) -> std::result::Result<Probed, String> {
+/// Reads the header and the descriptor of a sparse VMDK file.
+fn probe_vmdk(head: &[u8]) -> std::result::Result<Probed, String> {
+    let descriptor = head.get(512..).unwrap_or_default();
+    let virtual_size = check_vmdk(head, &descriptor[..descriptor.len().min(20 * 512)])?;
+    Ok(Probed { format: "vmdk", virtual_size })
+}
+
+/// Checks that a sparse VMDK file stands alone (VMware's "Virtual Disk Format 5.0") by its header and the 20 sectors that follow, and
+/// gives the size of its disk in bytes.
+///
+/// QEMU looks for the name of a file below in those sectors, wherever the header says that the descriptor is, and takes it wherever it
+/// stands in a line.
+pub(crate) fn check_vmdk(head: &[u8], descriptor: &[u8]) -> std::result::Result<u64, String> {
     let short = "its VMDK header is cut off";
     let capacity = le64(head, 12).ok_or(short)?;
     let descriptor_offset = le64(head, 28).ok_or(short)?;
@@ -156,15 +167,10 @@ fn probe_vmdk(head: &[u8], file: &File) -> std::result::Result<Probed, String> {
     if capacity == 0 || descriptor_offset == 0 || descriptor_size == 0 {
         return Err("it is a VMDK file that does not stand alone".into());
     }
-    let (Some(offset), true) = (descriptor_offset.checked_mul(512), descriptor_size <= 2048) else {
+    if descriptor_offset != 1 {
         return Err("its VMDK descriptor is out of place".into());
-    };
-    let mut descriptor = Vec::new();
-    At { file, offset }
-        .take(descriptor_size * 512)
-        .read_to_end(&mut descriptor)
-        .map_err(|e| format!("its VMDK descriptor cannot be read: {e}"))?;
-    let descriptor = String::from_utf8_lossy(&descriptor).to_ascii_lowercase();
+    }
+    let descriptor = String::from_utf8_lossy(descriptor).to_ascii_lowercase();
     let value = |key: &str| {
         descriptor.lines().find_map(|line| {
             let (name, value) = line.split_once('=')?;
@@ -178,12 +184,12 @@ fn probe_vmdk(head: &[u8], file: &File) -> std::result::Result<Probed, String> {
         }
         None => return Err("its VMDK descriptor has no type".into()),
     }
-    if value("parentcid").is_some_and(|parent| parent != "ffffffff") || value("parentfilenamehint").is_some()
+    if value("parentcid").is_some_and(|parent| parent != "ffffffff")
+        || descriptor.contains("parentfilenamehint")
     {
         return Err("it is a VMDK file that is based on another".into());
     }
-    let virtual_size = capacity.checked_mul(512).ok_or("its VMDK capacity is too large")?;
-    Ok(Probed { format: "vmdk", virtual_size })
+    capacity.checked_mul(512).ok_or_else(|| "its VMDK capacity is too large".to_owned())
 }
 
 /// Takes a file without a known magic number for the disk itself, if it looks like one; names the formats that QEMU would
@@ -221,20 +227,6 @@ fn probe_raw(head: &[u8], length: u64, file: &File) -> std::result::Result<Probe
     Ok(Probed { format: "raw", virtual_size: length })
 }
 
-/// Reads a file from an offset on.
-struct At<'a> {
-    file: &'a File,
-    offset: u64,
-}
-
-impl Read for At<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.file.read_at(buffer, self.offset)?;
-        self.offset += n as u64;
-        Ok(n)
-    }
-}
-
 /// The beginning of the disk in `root.qcow2`.
 fn read_head(staging: &Staging) -> Result<Vec<u8>> {
     let head = staging.scratch("head")?.join("head");
@@ -251,7 +243,7 @@ const EFI_SYSTEM: [u8; 16] = *b"\x28\x73\x2a\xc1\x1f\xf8\xd2\x11\xba\x4b\x00\xa0
 const BIOS_BOOT: [u8; 16] = *b"Hah!IdontNeedEFI";
 
 /// What a disk can be booted by, judged by its first sectors. None if it cannot be.
-fn boot_mode_of(head: &[u8]) -> Option<BootMode> {
+pub fn boot_mode_of(head: &[u8]) -> Option<BootMode> {
     let sector = head.get(..512)?;
     if sector[510..] != [0x55, 0xaa] {
         return None;
@@ -288,19 +280,19 @@ fn bytes<const N: usize>(data: &[u8], at: usize) -> Option<[u8; N]> {
     data.get(at..)?.first_chunk().copied()
 }
 
-fn be32(data: &[u8], at: usize) -> Option<u32> {
+pub(crate) fn be32(data: &[u8], at: usize) -> Option<u32> {
     bytes(data, at).map(u32::from_be_bytes)
 }
 
-fn be64(data: &[u8], at: usize) -> Option<u64> {
+pub(crate) fn be64(data: &[u8], at: usize) -> Option<u64> {
     bytes(data, at).map(u64::from_be_bytes)
 }
 
-fn le32(data: &[u8], at: usize) -> Option<u32> {
+pub(crate) fn le32(data: &[u8], at: usize) -> Option<u32> {
     bytes(data, at).map(u32::from_le_bytes)
 }
 
-fn le64(data: &[u8], at: usize) -> Option<u64> {
+pub(crate) fn le64(data: &[u8], at: usize) -> Option<u64> {
     bytes(data, at).map(u64::from_le_bytes)
 }
 
@@ -406,6 +398,12 @@ mod tests {
             (4, fine.replace("createType", "x"), "no type"),
             (4, fine.replace("ffffffff", "12345678"), "based on another"),
             (4, format!("{fine}parentFileNameHint=\"/etc/shadow\"\n"), "based on another"),
+            (4, format!("{fine}# parentFileNameHint=\"/etc/shadow\"\n"), "based on another"),
+            (
+                4,
+                format!("{fine}{}parentFileNameHint=\"/etc/shadow\"\n", "\n".repeat(700)),
+                "based on another",
+            ),
             (u64::MAX, fine.to_owned(), "too large"),
         ] {
             let error = vmdk(capacity, &descriptor).unwrap_err().to_string();

@@ -20,6 +20,7 @@ use tokio::process::Command;
 
 mod blocks;
 mod encryption;
+mod import;
 mod layers;
 mod merge;
 mod qcow2;

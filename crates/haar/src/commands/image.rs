@@ -313,7 +313,7 @@ fn print_catalogue(catalogue: &Catalogue, json: bool) {
 
 /// Progress on the terminal: a bar for the running stage, a line for each that is over. Where the standard error is not a
 /// terminal, only the lines.
-struct Bars {
+pub(super) struct Bars {
     terminal: bool,
     stage: Option<Stage>,
 }
@@ -327,12 +327,12 @@ struct Stage {
 }
 
 impl Bars {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { terminal: io::stderr().is_terminal(), stage: None }
     }
 
     /// Ends the running stage, and says how long it took and how much it did.
-    fn end(&mut self, complete: bool) {
+    pub(super) fn end(&mut self, complete: bool) {
         let Some(stage) = self.stage.take() else { return };
         stage.bar.finish_and_clear();
         let amount = match stage.unit {

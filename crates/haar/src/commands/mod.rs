@@ -12,6 +12,7 @@ mod migrate;
 mod service;
 mod ssh;
 mod trail;
+mod upload;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -41,6 +42,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Trail(options) => trail::trail(&state, options),
         Command::Migrate(arguments) => migrate::migrate(&state, &arguments),
         Command::Receive => migrate::receive(&state),
+        Command::Upload(arguments) => upload::upload(&state, &arguments),
         Command::Image(command) => image::image(&state, command),
         Command::Completions { shell } => generate::completions(shell),
         Command::Man { dir } => generate::man(&dir),

@@ -2,6 +2,7 @@
 
 mod encryption;
 mod image;
+mod import;
 mod instance;
 mod instance_types;
 mod key_pair;
@@ -19,6 +20,7 @@ pub use encryption::{EbsDefaults, EbsKey, Encryption};
 pub use image::{
     BootMode, DeregistrationProtection, Image, ImageBoot, ImageDevice, ImageState, LaunchPermission,
 };
+pub use import::{ImportContainer, ImportDisk, ImportFormat, ImportState, ImportTask, ImportedImage};
 pub use instance::{
     BlockDevice, CpuOptions, Instance, InstanceGoal, InstanceProfileAssociation, InstanceSpec, InstanceState,
     InstanceStatus, MetadataOptions, Placement, ShutdownBehavior, StateReason, StatusCheck,
@@ -48,6 +50,7 @@ pub fn register(builder: haar_store::Builder) -> haar_store::Builder {
         .register::<EbsDefaults>()
         .register::<EbsSnapshot>()
         .register::<Image>()
+        .register::<ImportTask>()
         .register::<Instance>()
         .register::<InternetGateway>()
         .register::<KeyPair>()

@@ -13,7 +13,7 @@ use crate::capacity::Capacity;
 use crate::error::Result;
 use crate::model::*;
 use crate::{
-    Scope, defaults, dhcp_options, encryption, images, instance_types, instances, internet_gateways,
+    Scope, defaults, dhcp_options, encryption, images, imports, instance_types, instances, internet_gateways,
     key_pairs, launch_templates, network_interfaces, placement_groups, regions, route_tables,
     security_groups, snapshots, subnets, tags, volumes, vpcs,
 };
@@ -27,6 +27,8 @@ pub struct Config {
     pub capacity: Capacity,
     /// Seals the default keys of accounts.
     pub sealer: haar_core::Sealer,
+    /// The account that owns the machine.
+    pub owner: String,
 }
 
 /// What handlers read from the machine rather than from records.
@@ -153,6 +155,13 @@ delegate! {
         modify_image_attribute(ModifyImageAttributeRequest) -> ();
         register_image(RegisterImageRequest) -> RegisterImageResult;
         reset_image_attribute(ResetImageAttributeRequest) -> ();
+    }
+    imports {
+        cancel_import_task(CancelImportTaskRequest) -> CancelImportTaskResult;
+        describe_import_image_tasks(DescribeImportImageTasksRequest) -> DescribeImportImageTasksResult;
+        describe_import_snapshot_tasks(DescribeImportSnapshotTasksRequest) -> DescribeImportSnapshotTasksResult;
+        import_image(ImportImageRequest) -> ImportImageResult;
+        import_snapshot(ImportSnapshotRequest) -> ImportSnapshotResult;
     }
     instance_types {
         describe_instance_type_offerings(DescribeInstanceTypeOfferingsRequest) -> DescribeInstanceTypeOfferingsResult;

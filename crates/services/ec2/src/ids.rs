@@ -14,6 +14,24 @@ pub const SNAPSHOT: IdType =
     IdType::new("snap", "snapshot", "InvalidSnapshotID.Malformed", "InvalidSnapshot.NotFound");
 /// Images.
 pub const IMAGE: IdType = IdType::new("ami", "image id", "InvalidAMIID.Malformed", "InvalidAMIID.NotFound");
+/// Tasks that import images. The codes are those of the older tasks of VM Import/Export.
+pub const IMPORT_IMAGE_TASK: IdType = IdType::new(
+    "import-ami",
+    "import task ID",
+    "InvalidConversionTaskId.Malformed",
+    "InvalidConversionTaskId",
+);
+/// Their `ResourceType`.
+pub const IMPORT_IMAGE_TASK_TYPE: &str = "import-image-task";
+/// Tasks that import snapshots.
+pub const IMPORT_SNAPSHOT_TASK: IdType = IdType::new(
+    "import-snap",
+    "import task ID",
+    "InvalidConversionTaskId.Malformed",
+    "InvalidConversionTaskId",
+);
+/// Their `ResourceType`.
+pub const IMPORT_SNAPSHOT_TASK_TYPE: &str = "import-snapshot-task";
 /// Key pairs.
 pub const KEY_PAIR: IdType =
     IdType::new("key", "key pair ID", "InvalidKeyPairId.Malformed", "InvalidKeyPair.NotFound");

@@ -15,6 +15,7 @@ pub mod error;
 mod handlers;
 pub mod ids;
 pub mod images;
+pub mod imports;
 pub mod instance_types;
 pub mod instances;
 pub mod internet_gateways;

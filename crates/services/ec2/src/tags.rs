@@ -6,8 +6,8 @@ use haar_api::Context;
 use haar_core::{FilterTable, Fingerprint, IdType, PageRequest, tags};
 use haar_records::Tags;
 use haar_records::ec2::{
-    EbsSnapshot, Image, Instance, InternetGateway, KeyPair, LaunchTemplate, NetworkInterface, PlacementGroup,
-    RouteTable, SecurityGroup, Subnet, Volume, Vpc,
+    EbsSnapshot, Image, ImportTask, Instance, InternetGateway, KeyPair, LaunchTemplate, NetworkInterface,
+    PlacementGroup, RouteTable, SecurityGroup, Subnet, Volume, Vpc,
 };
 use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION};
 use haar_store::{Resource, Snapshot, Tx};
@@ -123,6 +123,7 @@ macro_rules! tagged {
 tagged!(
     EbsSnapshot,
     Image,
+    ImportTask,
     InternetGateway,
     KeyPair,
     LaunchTemplate,
@@ -136,7 +137,7 @@ tagged!(
 );
 
 /// Every kind of resource that has tags.
-static KINDS: [Kind; 14] = [
+static KINDS: [Kind; 16] = [
     kind::<Instance>(ids::INSTANCE, "instance"),
     kind::<Volume>(ids::VOLUME, "volume"),
     kind::<EbsSnapshot>(ids::SNAPSHOT, "snapshot"),
@@ -150,6 +151,18 @@ static KINDS: [Kind; 14] = [
     kind::<RouteTable>(ids::ROUTE_TABLE, "route-table"),
     kind::<InternetGateway>(ids::INTERNET_GATEWAY, "internet-gateway"),
     Kind { id: ids::IMAGE, resource_type: "image", edit: edit_image, each: each_image },
+    Kind {
+        id: ids::IMPORT_IMAGE_TASK,
+        resource_type: ids::IMPORT_IMAGE_TASK_TYPE,
+        edit: edit::<ImportTask>,
+        each: |snapshot, scope, show| each_import(snapshot, scope, true, show),
+    },
+    Kind {
+        id: ids::IMPORT_SNAPSHOT_TASK,
+        resource_type: ids::IMPORT_SNAPSHOT_TASK_TYPE,
+        edit: edit::<ImportTask>,
+        each: |snapshot, scope, show| each_import(snapshot, scope, false, show),
+    },
     Kind {
         id: ids::SECURITY_GROUP_RULE,
         resource_type: "security-group-rule",
@@ -177,6 +190,12 @@ fn put_changed<T: Tagged>(tx: &mut Tx, record: &T, change: Edit<'_>) -> Result<(
 
 fn each<T: Tagged>(snapshot: &Snapshot, scope: Scope<'_>, show: Show<'_>) {
     snapshot.list::<T>(scope.account, scope.region).for_each(|record| show(record.id(), record.tags()));
+}
+
+/// The tasks that import images, or those that import snapshots.
+fn each_import(snapshot: &Snapshot, scope: Scope<'_>, images: bool, show: Show<'_>) {
+    let tasks = snapshot.list::<ImportTask>(scope.account, scope.region);
+    tasks.filter(|task| task.image.is_some() == images).for_each(|task| show(&task.id, &task.tags));
 }
 
 /// The images of the installation are everyone's; their tags are their owner's.

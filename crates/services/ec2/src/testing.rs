@@ -52,6 +52,7 @@ pub async fn handlers() -> Handlers {
         public_pool: "198.18.0.0/24".parse().unwrap(),
         capacity: Capacity::default(),
         sealer: haar_core::Sealer::new(&[7; 32]),
+        owner: SCOPE.account.into(),
     };
     Handlers::new(store().await, config, Arc::new(NoHost)).await.unwrap()
 }

@@ -3,13 +3,19 @@
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use ureq::Agent;
+use ureq::config::ConfigBuilder;
 use ureq::http::{Response, StatusCode, header};
 use ureq::tls::{RootCerts, TlsConfig};
+use ureq::typestate::AgentScope;
+use ureq::unversioned::transport::DefaultConnector;
 
 use crate::error::{Error, Result};
+use crate::fetch::{Addresses, Reach};
 use crate::progress::{Progress, Unit};
 
 /// How long to wait for a connection, an answer, or the next bytes of one.
@@ -20,6 +26,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// The greatest file that is fetched, in bytes.
 const SIZE_LIMIT: u64 = 64 << 30;
+
+/// How many bytes of a file system that guests' disks share are left free.
+const LEFT_FREE: u64 = 1 << 30;
+
+/// How many bytes are fetched before the free space is looked at again.
+const LOOK_EVERY: u64 = 64 << 20;
 
 /// The greatest checksum file that is fetched, in bytes.
 const TEXT_LIMIT: u64 = 4 << 20;
@@ -34,6 +46,12 @@ pub(crate) struct Client {
     attempts: u32,
     /// The pause after the first failure; it doubles with each further one.
     pause: Duration,
+    /// The greatest file that is fetched, in bytes.
+    limit: u64,
+    /// How many bytes of the file system are left free.
+    leave: u64,
+    /// Once it is true, nothing more is fetched.
+    cancelled: Arc<AtomicBool>,
 }
 
 /// Why an attempt failed.
@@ -52,8 +70,26 @@ impl From<Error> for Failure {
 
 impl Client {
     pub fn new(attempts: u32, pause: Duration) -> Client {
+        let agent = Self::config().build().into();
+        let (attempts, cancelled) = (attempts.max(1), Arc::default());
+        Client { agent, attempts, pause, limit: SIZE_LIMIT, leave: 0, cancelled }
+    }
+
+    /// A client that reaches no other addresses, and gives up once `cancelled` is true.
+    pub fn within(reach: Reach, attempts: u32, pause: Duration, cancelled: Arc<AtomicBool>) -> Client {
+        // A proxy would look names up itself, so that nobody could tell what is reached.
+        let config = match reach {
+            Reach::Public => Self::config().proxy(None),
+            Reach::Anywhere => Self::config(),
+        };
+        let agent = Agent::with_parts(config.build(), DefaultConnector::default(), Addresses::new(reach));
+        let (limit, leave) = (crate::import::SIZE_LIMIT, LEFT_FREE);
+        Client { agent, attempts: attempts.max(1), pause, limit, leave, cancelled }
+    }
+
+    fn config() -> ConfigBuilder<AgentScope> {
         let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
-        let config = Agent::config_builder()
+        Agent::config_builder()
             .tls_config(tls)
             .http_status_as_error(false)
             .max_redirects(REDIRECTS)
@@ -61,8 +97,10 @@ impl Client {
             .timeout_recv_response(Some(PATIENCE))
             .timeout_per_read(Some(PATIENCE))
             .user_agent(concat!("haar/", env!("CARGO_PKG_VERSION")))
-            .build();
-        Client { agent: config.into(), attempts: attempts.max(1), pause }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
     }
 
     /// Fetches a short text.
@@ -110,12 +148,12 @@ impl Client {
                     return Err(Failure::Passing("the server cannot continue the transfer".into()));
                 }
             };
-            if total.is_some_and(|total| total > SIZE_LIMIT) {
+            if total.is_some_and(|total| total > self.limit) {
                 part.remove();
-                let reason = format!("it is larger than {} GiB", SIZE_LIMIT >> 30);
+                let reason = format!("it is larger than {} GiB", self.limit >> 30);
                 return Err(Failure::Final(Error::Transfer { url: url.into(), reason }));
             }
-            part.check_space(total.unwrap_or_default().saturating_sub(start))?;
+            part.check_space(total.unwrap_or_default().saturating_sub(start).saturating_add(self.leave))?;
             if announced != Some(total) {
                 progress.stage("download", Unit::Bytes, total);
                 announced = Some(total);
@@ -125,7 +163,16 @@ impl Client {
             let mut done = start;
             let mut body = response.into_body().into_reader();
             let mut buffer = vec![0; 256 << 10];
+            let mut looked = start;
             let ended = loop {
+                if self.is_cancelled() {
+                    return Err(Failure::Final(Error::Cancelled));
+                }
+                // Others write to the same file system, and not every server says how much is to come.
+                if self.leave > 0 && done - looked >= LOOK_EVERY {
+                    part.check_space(self.leave)?;
+                    looked = done;
+                }
                 match body.read(&mut buffer) {
                     Ok(0) => break None,
                     Ok(n) => {
@@ -137,7 +184,7 @@ impl Client {
                         done += n as u64;
                         *gained = true;
                         progress.advance(done);
-                        if done > SIZE_LIMIT {
+                        if done > self.limit {
                             break Some("it does not end".into());
                         }
                     }
@@ -167,6 +214,9 @@ impl Client {
     ) -> Result<T> {
         let mut failed = 0;
         loop {
+            if self.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
             let mut gained = false;
             let reason = match attempt(&mut gained) {
                 Ok(value) => return Ok(value),
@@ -177,8 +227,14 @@ impl Client {
             if failed >= self.attempts {
                 return Err(Error::Transfer { url: url.into(), reason });
             }
+            // Its query may have secrets.
+            let url = url.split('?').next().unwrap_or(url);
             tracing::warn!(url, reason, "the transfer is tried again");
-            std::thread::sleep(self.pause.saturating_mul(1 << (failed - 1).min(16)).min(LONGEST_PAUSE));
+            let pause = self.pause.saturating_mul(1 << (failed - 1).min(16)).min(LONGEST_PAUSE);
+            let begin = Instant::now();
+            while begin.elapsed() < pause && !self.is_cancelled() {
+                std::thread::sleep((pause - begin.elapsed().min(pause)).min(Duration::from_millis(100)));
+            }
         }
     }
 
@@ -197,6 +253,9 @@ impl Client {
         }
         let response = request.call().map_err(|e| match e {
             ureq::Error::Tls(_) | ureq::Error::BadUri(_) | ureq::Error::TooManyRedirects => {
+                Failure::Final(Error::Transfer { url: url.into(), reason: e.to_string() })
+            }
+            ureq::Error::Io(e) if e.kind() == ErrorKind::PermissionDenied => {
                 Failure::Final(Error::Transfer { url: url.into(), reason: e.to_string() })
             }
             e => Failure::Passing(e.to_string()),

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 pub use catalogue::{Catalogue, Compression, Entry};
 use checksum::Checksum;
-use download::{Client, Part};
+pub(crate) use download::{Client, Part};
 
 use crate::error::{Error, Result};
 use crate::import::{self, SIZE_LIMIT};
