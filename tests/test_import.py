@@ -181,13 +181,18 @@ def test_requests_that_cannot_be_are_refused(sim):
     wrong = {"ImportTaskIds": ["import-snap-00000000000000001"]}
     assert refusal(sim.describe_import_image_tasks, **wrong)[0] == "InvalidConversionTaskId.Malformed"
     assert refusal(sim.describe_import_snapshot_tasks, **wrong)[0] == "InvalidConversionTaskId"
-    assert sim.describe_import_image_tasks()["ImportImageTasks"] == []
 
 
 def test_tasks_have_tags_filters_and_pages(sim):
     tags = [{"Key": "Name", "Value": "mine"}]
     given = {"TagSpecifications": [{"ResourceType": "import-snapshot-task", "Tags": tags}], "Description": "a disk"}
     container = {"Url": "http://127.0.0.1:1/x", "Description": "of a machine", "Format": "raw"}
+
+    def ids(*filters):
+        pages = sim.get_paginator("describe_import_snapshot_tasks").paginate(Filters=list(filters), PaginationConfig={"PageSize": 5})
+        return {found["ImportTaskId"] for page in pages for found in page["ImportSnapshotTasks"]}
+
+    before = ids()
     begun = sim.import_snapshot(DiskContainer=container, ClientToken="one", **given)
     name = begun["ImportTaskId"]
     assert name.startswith("import-snap-") and (begun["Tags"], begun["Description"]) == (tags, "a disk")
@@ -199,20 +204,16 @@ def test_tasks_have_tags_filters_and_pages(sim):
     assert (found["Tags"], found["Format"], found["Url"]) == (tags, "RAW", container["Url"])
     image = import_image(sim, container, TagSpecifications=[{"ResourceType": "import-image-task", "Tags": tags}], Platform="Linux")
     failed(sim, image)
-    sim.create_tags(Resources=[name, image], Tags=[{"Key": "team", "Value": "red"}])
-    listed = sim.describe_tags(Filters=[{"Name": "key", "Values": ["team"]}])["Tags"]
+    sim.create_tags(Resources=[name, image], Tags=[{"Key": "imported", "Value": "red"}])
+    listed = sim.describe_tags(Filters=[{"Name": "key", "Values": ["imported"]}])["Tags"]
     assert {(tag["ResourceId"], tag["ResourceType"]) for tag in listed} == {(name, "import-snapshot-task"), (image, "import-image-task")}
     others = [import_snapshot(sim, container["Url"]) for _ in range(6)]
     for other in others:
         failed(sim, other)
 
-    def ids(*filters):
-        pages = sim.get_paginator("describe_import_snapshot_tasks").paginate(Filters=list(filters), PaginationConfig={"PageSize": 5})
-        return {found["ImportTaskId"] for page in pages for found in page["ImportSnapshotTasks"]}
-
-    assert ids() == {name, *others}
-    assert ids({"Name": "tag:team", "Values": ["red"]}) == {name}
-    assert ids({"Name": "task-state", "Values": ["deleted"]}) == {name, *others}
+    assert ids() == before | {name, *others}
+    assert ids({"Name": "tag:imported", "Values": ["red"]}) == {name}
+    assert ids({"Name": "task-state", "Values": ["deleted"]}) == before | {name, *others}
     assert ids({"Name": "task-state", "Values": ["active", "completed"]}) == set()
     only = sim.describe_import_image_tasks(Filters=[{"Name": "tag:Name", "Values": ["mine"]}])["ImportImageTasks"]
     assert [one["ImportTaskId"] for one in only] == [image] and only[0]["Platform"] == "Linux"

@@ -20,6 +20,8 @@ NOT_THERE = {
     ("ec2", "association"): ["NoSuchAssociation", "InvalidAssociationID.NotFound"],
     ("ec2", "dhcp-options"): ["InvalidDhcpOptionID.NotFound", "InvalidDhcpOptionsID.NotFound"],
     ("ec2", "image"): ["InvalidAMIID.NotFound"],
+    ("ec2", "import-image-task"): ["InvalidConversionTaskId"],
+    ("ec2", "import-snapshot-task"): ["InvalidConversionTaskId"],
     ("ec2", "instance"): ["InvalidInstanceID.NotFound"],
     ("ec2", "internet-gateway"): ["InvalidInternetGatewayID.NotFound"],
     ("ec2", "key-pair"): ["InvalidKeyPair.NotFound"],
@@ -77,6 +79,8 @@ MEMBERS = {
     "UserName": "user",
     "VolumeIds": "volume",
     "VpcIds": "vpc",
+    ("DescribeImportImageTasks", "ImportTaskIds"): "import-image-task",
+    ("DescribeImportSnapshotTasks", "ImportTaskIds"): "import-snapshot-task",
     ("DescribePlacementGroups", "GroupIds"): "placement-group",
     ("DescribePlacementGroups", "GroupNames"): "placement-group",
 }
@@ -178,6 +182,8 @@ class Owner:
             "dhcp-options": ec2.describe_vpcs()["Vpcs"][0]["DhcpOptionsId"],
             "group": mine,
             "image": image,
+            "import-image-task": ec2.import_image(DiskContainers=[{"Url": "file:///x"}])["ImportTaskId"],
+            "import-snapshot-task": ec2.import_snapshot(DiskContainer={"Url": "file:///x"})["ImportTaskId"],
             "instance": instance["InstanceId"],
             "instance-profile": mine,
             "internet-gateway": ec2.describe_internet_gateways()["InternetGateways"][0]["InternetGatewayId"],
@@ -307,6 +313,8 @@ def kinds_of(service: str, operation: str, shape) -> dict[str, list[str]]:
             of_path = kind
             if kind == "any" and service == "iam":
                 of_path = "oidc-provider" if path.startswith("OpenIDConnectProvider") else "policy-source"
+            if kind == "any" and path == "ImportTaskId":
+                of_path = "import-snapshot-task"
             found.setdefault("volume" if of_path == "any" else of_path, []).append(path)
     tops = {path.split(".")[0] for paths in named(service, operation).values() for path in paths}
     for member in identifiers(service, operation, shape):
