@@ -635,8 +635,10 @@ awk '{ last[$1] = $2 } END { for (slot in last) print slot, last[slot] }' /run/w
 done | sort | uniq -c
 """
 
-# Fills the same memory with something else again and again.
-LOAD = "while [ ! -e /run/stop ]; do dd if=/dev/urandom of=/run/load bs=1M count=24 conv=notrunc 2>/dev/null; done"
+# Fills the same memory again and again.
+LOAD = """dd if=/dev/urandom of=/run/random bs=1M count=16 2>/dev/null
+while [ ! -e /run/stop ]; do dd if=/run/random of=/run/load bs=1M conv=notrunc 2>/dev/null; done
+"""
 
 
 def in_background(guest: Guest, script: str, **variables: str) -> None:
@@ -724,9 +726,9 @@ def test_a_busy_guest_with_secrets_moves(pair, tmp_path):
     in_background(guest, WRITER, DISKS=disks)
     in_background(guest, LOAD)
     boot, traffic = guest.boot_id(), Traffic(guest)
-    wait_for(lambda: traffic.heard > 10 and guest.succeeds("[ -s /run/written ]"))
+    wait_for(lambda: traffic.heard > 10 and guest.succeeds("[ -s /run/written -a -s /run/load ]"))
     guest.hang_up()
-    between = Between(there.haar("receive").stdout, tmp_path, pace=24 << 20)
+    between = Between(there.haar("receive").stdout, tmp_path, pace=16 << 20)
     command = here.command("migrate", guest.id, "--to", between.invitation, "--json")
     progress = []
     while command.poll() is None:
