@@ -424,7 +424,7 @@ mod tests {
         let kvm = line(&spec(), Accel::Kvm);
         assert_eq!((values(&kvm, "-accel"), values(&kvm, "-cpu")), (vec!["kvm".into()], vec!["host".into()]));
         let tcg = line(&spec(), Accel::Tcg);
-        assert_eq!(values(&tcg, "-accel"), ["tcg,thread=multi,tb-size=256"]);
+        assert_eq!(values(&tcg, "-accel"), ["tcg,thread=single,tb-size=256"]);
     }
 
     #[test]
