@@ -89,6 +89,13 @@ def option(command: list[str], name: str) -> str:
     return command[command.index(name) + 1]
 
 
+def others(command: list[str]) -> list[str]:
+    """Those devices of a command line that are neither disks nor interfaces, as options."""
+    devices = [json.loads(part) for part in command if part.startswith("{") and '"driver"' in part]
+    kept = [device for device in devices if device["driver"] in ("VGA", "pvpanic", "pvpanic-pci", "pcie-root-port", "pcie-pci-bridge")]
+    return [part for device in kept for part in ("-device", json.dumps(device))]
+
+
 def prepare(image: Path, folder: Path) -> None:
     """Makes the disk of a QEMU that is started by hand: an overlay of an image's."""
     (folder / "console.log").unlink(missing_ok=True)
@@ -108,6 +115,8 @@ def start(command: list[str], folder: Path) -> tuple[subprocess.Popen, Path]:
     arguments += ["-cpu", option(command, "-cpu")] if "-cpu" in command else []
     arguments += ["-accel", option(command, "-accel")] if "-accel" in command else []
     arguments += ["-kernel", option(command, "-kernel"), "-initrd", option(command, "-initrd"), "-append", option(command, "-append")]
+    # First those that have a place of their own.
+    arguments += ["-vga", "none", *others(command)]
     arguments += ["-drive", f"file={disk},if=virtio,format=qcow2,discard=unmap", "-nic", "socket,listen=127.0.0.1:0,model=virtio-net-pci"]
     arguments += ["-device", "virtio-rng-pci", "-serial", f"file:{console}", "-monitor", "none"]
     return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), console

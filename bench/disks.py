@@ -176,9 +176,9 @@ def raw(command: list[str], root: Path, disk: Path, folder: Path) -> tuple[list[
     arguments = [command[0], "-nodefaults", "-no-user-config", "-display", "none"]
     for name in ("-machine", "-smp", "-m", "-cpu", "-accel", "-kernel", "-initrd", "-append"):
         arguments += [name, boot.option(command, name)]
+    arguments += ["-vga", "none", *boot.others(command)]
     for file in (root, disk):
         arguments += ["-drive", f"file={file},if=virtio,format=qcow2,discard=unmap,aio=threads"]
-    arguments += ["-device", "pcie-root-port,id=rootport", "-device", "pcie-pci-bridge,id=bridge,bus=rootport"]
     arguments += ["-serial", f"file:{console}", "-qmp", f"unix:{monitor},server=on,wait=off"]
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
     try:
@@ -188,7 +188,7 @@ def raw(command: list[str], root: Path, disk: Path, folder: Path) -> tuple[list[
         for number in range(1, ROUNDS + 1):
             begin = time.monotonic()
             qmp.execute("blockdev-add", **{"node-name": "x", "driver": "qcow2", "file": {"driver": "file", "filename": str(extra)}})
-            qmp.execute("device_add", driver="virtio-blk-pci", drive="x", id="x", bus="bridge")
+            qmp.execute("device_add", driver="virtio-blk-pci", drive="x", id="x", bus="hotplug")
             said(console, f"there {number}")
             attached.append(time.monotonic() - begin)
             qmp.execute("device_del", id="x")
