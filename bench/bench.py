@@ -316,7 +316,7 @@ def floor(bench: Bench) -> list[str]:
             ready = least(Path(folder), length)
             lines.append(f"| {size} | {length} | {show('', ours)} | {show('', ready)} | {ours / ready:.1f} |")
     return [
-        "A server that has its answer ready sends as many bytes to the same client, doing nothing else: no call can take less.",
+        "A server that has its answer ready sends as many bytes to the same client in one piece, doing nothing else: what client and loopback take.",
         "",
         f"| records | bytes of {bench.name}'s answer | {bench.name} | ready answer | ratio |",
         "|---:|---:|---:|---:|---:|",
