@@ -23,6 +23,19 @@ pub struct Caller {
     pub session: Vec<Attached>,
 }
 
+/// The condition keys that every request has ("AWS global condition context keys", IAM User Guide).
+pub fn environment(ctx: &Context) -> Environment<'_> {
+    Environment {
+        time: ctx.now,
+        source_ip: Some(ctx.source_ip),
+        secure_transport: false,
+        user_agent: ctx.user_agent.as_deref(),
+        referer: None,
+        requested_region: Some(&ctx.region),
+        via_aws_service: false,
+    }
+}
+
 /// Knows callers.
 pub trait Callers: Send + Sync + 'static {
     /// Who signed the request, with the policies that apply now.
@@ -206,16 +219,7 @@ pub(crate) struct RequestKeys<'a> {
 
 impl<'a> RequestKeys<'a> {
     fn new(ctx: &'a Context, tags: Tags<'a>) -> Self {
-        let environment = Environment {
-            time: ctx.now,
-            source_ip: Some(ctx.source_ip),
-            secure_transport: false,
-            user_agent: ctx.user_agent.as_deref(),
-            referer: None,
-            requested_region: Some(&ctx.region),
-            via_aws_service: false,
-        };
-        Self { environment, tags }
+        Self { environment: environment(ctx), tags }
     }
 }
 

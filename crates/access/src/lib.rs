@@ -12,5 +12,5 @@ mod access;
 mod message;
 mod resources;
 
-pub use access::{Access, Caller, Callers, Seal};
+pub use access::{Access, Caller, Callers, Seal, environment};
 pub use resources::{Complete, Named, Policy, Query, Resource, Resources};

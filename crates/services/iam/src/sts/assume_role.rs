@@ -128,7 +128,7 @@ pub(super) async fn assume_role(
         of_role.insert(&format!("iam:ResourceTag/{key}"), [value]);
     }
     let trust = trust(handlers, &snapshot, &role);
-    let keys = (of_request, keys::environment(ctx));
+    let keys = (of_request, haar_access::environment(ctx));
     let resource =
         Resource::new(&input.role_arn).with_keys(&of_role).with_policy(ResourcePolicy::RoleTrust(&trust));
     let mut actions = vec!["sts:AssumeRole"];

@@ -2,22 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use haar_api::Context;
-use haar_policy::Environment;
-
-/// The keys that do not depend on the operation.
-pub(super) fn environment(ctx: &Context) -> Environment<'_> {
-    Environment {
-        time: ctx.now,
-        source_ip: Some(ctx.source_ip),
-        secure_transport: false,
-        user_agent: ctx.user_agent.as_deref(),
-        referer: None,
-        requested_region: Some(&ctx.region),
-        via_aws_service: false,
-    }
-}
-
 /// The keys of a request for a session.
 pub(super) fn of_session(
     session_name: Option<&str>,

@@ -115,7 +115,7 @@ pub(super) async fn assume_role_with_web_identity(
     let identity = Principal::federated_identity(&provider.arn(), of_identity);
     let keys = (
         keys::of_session(Some(&input.role_session_name), input.duration_seconds, &tags, &transitive),
-        keys::environment(ctx),
+        haar_access::environment(ctx),
     );
     let trust = trust(handlers, &snapshot, &role);
     let resource = Resource::new(&input.role_arn).with_policy(ResourcePolicy::RoleTrust(&trust));
