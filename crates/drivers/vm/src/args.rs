@@ -53,7 +53,7 @@ pub(crate) fn args(
         machine.push_str(",pflash0=uefi-code,pflash1=uefi-vars");
     }
     args.add("-machine", machine);
-    args.add("-accel", accel.option());
+    args.add("-accel", accel.option(spec.vcpus));
     args.add("-cpu", accel.cpu(spec.threads_per_core > 1));
     let (vcpus, threads) = (spec.vcpus, spec.threads_per_core);
     let cores = vcpus / threads;
@@ -425,6 +425,8 @@ mod tests {
         assert_eq!((values(&kvm, "-accel"), values(&kvm, "-cpu")), (vec!["kvm".into()], vec!["host".into()]));
         let tcg = line(&spec(), Accel::Tcg);
         assert_eq!(values(&tcg, "-accel"), ["tcg,thread=single,tb-size=256"]);
+        let one = line(&Spec { vcpus: 1, threads_per_core: 1, ..spec() }, Accel::Tcg);
+        assert_eq!(values(&one, "-accel"), ["tcg,thread=multi,tb-size=256"]);
     }
 
     #[test]

@@ -27,12 +27,18 @@ pub enum Accel {
 }
 
 impl Accel {
-    pub(crate) fn option(self) -> String {
+    /// The accelerator of a machine with that many vCPUs.
+    pub(crate) fn option(self, vcpus: u32) -> String {
         match self {
             Accel::Kvm => "kvm".into(),
             // With a thread for each vCPU, QEMU 10 aborts now and then where one changes the memory map (a device is plugged, a display changes
-            // its mode) while another, on a busy host, still reads the old one: `iotlb_to_section: Assertion ... failed`.
-            Accel::Tcg => format!("tcg,thread=single,tb-size={TCG_CACHE_MIB}"),
+            // its mode) while another, on a busy host, still reads the old one: `iotlb_to_section: Assertion ... failed`. With one thread that
+            // takes turns, a machine of a single vCPU has nothing that interrupts a guest that spins: QEMU then waits for ever, in the thread
+            // that answers QMP, to free what a refused `device_add` leaves.
+            Accel::Tcg => {
+                let thread = if vcpus > 1 { "single" } else { "multi" };
+                format!("tcg,thread={thread},tb-size={TCG_CACHE_MIB}")
+            }
         }
     }
 
@@ -243,7 +249,7 @@ async fn run_guest(qemu: &Path, accel: Accel, timeout: Duration) -> Result<Resul
     let mut command = Command::new(qemu);
     command
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35", "-m", "32"])
-        .args(["-accel", &accel.option(), "-cpu", accel.cpu(false), "-no-reboot"])
+        .args(["-accel", &accel.option(1), "-cpu", accel.cpu(false), "-no-reboot"])
         .args(["-drive", "if=none,id=disk,format=raw,readonly=on,file=/proc/self/fd/0"])
         .args(["-device", "virtio-blk-pci,drive=disk,bootindex=0"])
         .args(["-chardev", "file,id=out,path=/dev/stdout", "-device", "isa-debugcon,iobase=0xe9,chardev=out"])

@@ -64,7 +64,8 @@ async fn disks_are_attached_while_the_machine_runs() {
     for error in [vm.limit_disk("vol-3", more.limits).await, vm.resize_disk("vol-3", 1).await] {
         assert!(matches!(error, Err(Error::Refused { .. })), "{error:?}");
     }
-    // A boot sector does not give its disks up.
+    // A boot sector does not give its disks up. What spins keeps nobody from attaching, and from being refused.
+    type_in(&vm, "s").await;
     assert!(!vm.detach_disk("vol-2").await.unwrap());
     assert!(vm.detach_disk("vol-3").await.unwrap());
 

@@ -16,8 +16,8 @@ pub fn qemu() -> PathBuf {
 }
 
 /// Says `H` when it runs, and `P` before it powers off, as the power button or the byte `p` asks. `r` resets it, `k`
-/// makes it panic, `w` writes a sector to its disk, each time 64 KiB further, and says `W`, or `E` if it failed. It
-/// says every other byte back.
+/// makes it panic, `s` makes it spin for ever, `w` writes a sector to its disk, each time 64 KiB further, and says `W`, or `E` if
+/// it failed. It says every other byte back.
 #[rustfmt::skip]
 const BOOT_SECTOR: &[u8] = &[
     0xfa,                               // 7c00: cli
@@ -29,11 +29,11 @@ const BOOT_SECTOR: &[u8] = &[
     0xb8, 0x00, 0x01,                   // mov ax, 0x100: its power button
     0xef,                               // out dx, ax
     0xb0, b'H',                         // mov al, 'H'
-    0xe8, 0x5c, 0x00,                   // call put
+    0xe8, 0x60, 0x00,                   // call put
     0xba, 0x00, 0x06,                   // loop (7c16): mov dx, 0x600: ACPI's event status register
     0xed,                               // in ax, dx
     0xf6, 0xc4, 0x01,                   // test ah, 1
-    0x75, 0x1c,                         // jnz off
+    0x75, 0x20,                         // jnz off
     0xba, 0xfd, 0x03,                   // mov dx, 0x3fd: the serial line's status
     0xec,                               // in al, dx
     0xa8, 0x01,                         // test al, 1
@@ -41,42 +41,44 @@ const BOOT_SECTOR: &[u8] = &[
     0xba, 0xf8, 0x03,                   // mov dx, 0x3f8
     0xec,                               // in al, dx
     0x3c, b'r',                         // cmp al, 'r'
-    0x74, 0x19,                         // je reset
+    0x74, 0x1d,                         // je reset
     0x3c, b'w',                         // cmp al, 'w'
-    0x74, 0x1c,                         // je write
+    0x74, 0x20,                         // je write
     0x3c, b'k',                         // cmp al, 'k'
-    0x74, 0x34,                         // je panic
+    0x74, 0x38,                         // je panic
+    0x3c, b's',                         // cmp al, 's'
+    0x74, 0xfe,                         // spin: je spin
     0x3c, b'p',                         // cmp al, 'p'
     0x75, 0x2b,                         // jne echo
-    0xb0, b'P',                         // off (7c3b): mov al, 'P'
+    0xb0, b'P',                         // off (7c3f): mov al, 'P'
     0xe8, 0x32, 0x00,                   // call put
     0xba, 0x04, 0x06,                   // mov dx, 0x604: ACPI's control register
     0xb8, 0x00, 0x20,                   // mov ax, 0x2000: sleep, state S5
     0xef,                               // out dx, ax
     0xf4,                               // hlt
-    0xba, 0xf9, 0x0c,                   // reset (7c48): mov dx, 0xcf9
+    0xba, 0xf9, 0x0c,                   // reset (7c4c): mov dx, 0xcf9
     0xb0, 0x06,                         // mov al, 6
     0xee,                               // out dx, al
     0xf4,                               // hlt
-    0xb2, 0x80,                         // write (7c4f): mov dl, 0x80: the first disk
-    0xbe, 0x77, 0x7c,                   // mov si, packet
+    0xb2, 0x80,                         // write (7c53): mov dl, 0x80: the first disk
+    0xbe, 0x7b, 0x7c,                   // mov si, packet
     0xb8, 0x00, 0x43,                   // mov ax, 0x4300: extended write
     0xcd, 0x13,                         // int 0x13
     0xfa,                               // cli
     0xb0, b'E',                         // mov al, 'E'
     0x72, 0x08,                         // jc echo
-    0x81, 0x06, 0x7f, 0x7c, 0x80, 0x00, // add word [packet + 8], 128
+    0x81, 0x06, 0x83, 0x7c, 0x80, 0x00, // add word [packet + 8], 128
     0xb0, b'W',                         // mov al, 'W'
-    0xe8, 0x09, 0x00,                   // echo (7c66): call put
-    0xeb, 0xab,                         // jmp loop
-    0xba, 0x05, 0x05,                   // panic (7c6b): mov dx, 0x505: pvpanic
+    0xe8, 0x09, 0x00,                   // echo (7c6a): call put
+    0xeb, 0xa7,                         // jmp loop
+    0xba, 0x05, 0x05,                   // panic (7c6f): mov dx, 0x505: pvpanic
     0xb0, 0x01,                         // mov al, 1: panicked
     0xee,                               // out dx, al
     0xf4,                               // hlt
-    0xba, 0xf8, 0x03,                   // put (7c72): mov dx, 0x3f8
+    0xba, 0xf8, 0x03,                   // put (7c76): mov dx, 0x3f8
     0xee,                               // out dx, al
     0xc3,                               // ret
-    0x10, 0x00, 0x01, 0x00,             // packet (7c77): its size; one sector
+    0x10, 0x00, 0x01, 0x00,             // packet (7c7b): its size; one sector
     0x00, 0x7c, 0x00, 0x00,             // from 0:7c00
     0x80, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, // to sector 128
 ];
