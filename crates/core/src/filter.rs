@@ -155,6 +155,13 @@ enum Source<T, C> {
     TagValues(fn(&T) -> &Tags),
 }
 
+impl<T, C> Filter<T, C> {
+    /// Its values, if all of them stand for themselves.
+    fn literals(&self) -> Option<&[String]> {
+        self.values.patterns.is_empty().then_some(self.values.literals.as_slice())
+    }
+}
+
 impl<T, C> Filters<T, C> {
     /// Whether a record passes: every filter has a value that one of the record's values matches.
     #[must_use]
@@ -183,8 +190,16 @@ impl<T, C> Filters<T, C> {
     /// them, so that an index can find these records.
     #[must_use]
     pub fn literals(&self, name: &str) -> Option<&[String]> {
-        let filter = self.filters.iter().find(|filter| filter.name == name)?;
-        filter.values.patterns.is_empty().then_some(filter.values.literals.as_slice())
+        self.filters.iter().find(|filter| filter.name == name)?.literals()
+    }
+
+    /// As [`Self::literals`], of the first filter by a tag: its key and the values.
+    #[must_use]
+    pub fn tag_literals(&self) -> Option<(&str, &[String])> {
+        self.filters.iter().find_map(|filter| match &filter.source {
+            Source::Tag(_, key) => Some((key.as_str(), filter.literals()?)),
+            _ => None,
+        })
     }
 
     /// Names and values as they came, for a [`Fingerprint`](crate::Fingerprint).
@@ -347,5 +362,8 @@ mod tests {
         assert_eq!(filters.literals("volume-id").unwrap(), ["a", "b*"]);
         assert_eq!(filters.literals("size"), None);
         assert_eq!(filters.literals("zone"), None);
+        assert_eq!(filters.tag_literals(), None);
+        let filters = parse(&[("tag-key", &["Name"]), ("tag:a", &["z*"]), ("tag:a:b", &["x\\*y"])]).unwrap();
+        assert_eq!(filters.tag_literals().unwrap(), ("a:b", ["x*y".to_owned()].as_slice()));
     }
 }

@@ -17,10 +17,24 @@ pub const GLOBAL_REGION: &str = "-";
 /// Tags of a resource, by key.
 pub type Tags = std::collections::BTreeMap<String, String>;
 
+/// The index by which a kind's records are found by their tags, under each as [`tag`] writes it.
+pub const TAG_INDEX: &str = "tag";
+
+/// A tag as `KEY=VALUE`. Two are written alike where a key contains `=`: what an index finds by it has to be looked at.
+#[must_use]
+pub fn tag(key: &str, value: &str) -> String {
+    format!("{key}={value}")
+}
+
+/// The tags of a record, for its index.
+fn indexed(tags: &Tags) -> Vec<String> {
+    tags.iter().map(|(key, value)| tag(key, value)).collect()
+}
+
 /// Implements [`haar_store::Resource`] for a record with `account`, `region` and `id` fields; after `@`, for one that has an `id` field,
 /// and its account and region from functions.
 macro_rules! resource {
-    (@ $type:ty, $account:expr, $region:expr, $kind:literal $(, $index:literal => |$this:ident| $values:expr)* $(,)?) => {
+    (@ $type:ty, $account:expr, $region:expr, $kind:literal $(, $index:expr => |$this:ident| $values:expr)* $(,)?) => {
         impl haar_store::Resource for $type {
             const KIND: &'static str = $kind;
             fn account(&self) -> &str {

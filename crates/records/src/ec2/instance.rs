@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::{ImageBoot, instance_type, wire_enum};
-use crate::{Tags, resource};
+use crate::{TAG_INDEX, Tags, indexed, resource};
 
 /// An instance (`Instance` in the API reference).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,6 +37,7 @@ resource!(Instance, "ec2.instance",
     "image" => |i| [i.spec.image_id.clone()],
     "vpc" => |i| [i.spec.vpc_id.clone()],
     "placement-group" => |i| i.spec.placement.group_id.clone(),
+    TAG_INDEX => |i| indexed(&i.tags),
 );
 
 impl Instance {

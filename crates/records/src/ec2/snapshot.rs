@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::{Encryption, wire_enum};
-use crate::{Tags, resource};
+use crate::{TAG_INDEX, Tags, indexed, resource};
 
 /// A snapshot (`Snapshot` in the API reference).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -137,6 +137,7 @@ pub struct SnapshotSource {
 resource!(EbsSnapshot, "ec2.snapshot",
     "volume" => |s| [s.volume_id.clone()],
     "awaits" => |s| s.awaits.clone(),
+    TAG_INDEX => |s| indexed(&s.tags),
 );
 
 wire_enum! {

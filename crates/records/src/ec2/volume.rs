@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::{Encryption, network::AttachmentStatus, wire_enum};
-use crate::{Tags, resource};
+use crate::{TAG_INDEX, Tags, indexed, resource};
 
 /// A volume (`Volume` in the API reference).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -62,6 +62,7 @@ pub struct Volume {
 resource!(Volume, "ec2.volume",
     "instance" => |v| v.attachments.iter().map(|a| a.instance_id.clone()).collect::<Vec<_>>(),
     "snapshot" => |v| v.snapshot_id.clone(),
+    TAG_INDEX => |v| indexed(&v.tags),
 );
 
 impl Volume {

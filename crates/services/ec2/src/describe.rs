@@ -19,9 +19,15 @@ pub struct Kind<T: 'static, C: 'static> {
     pub id: IdType,
     /// The operation's filters.
     pub filters: FilterTable<T, C>,
-    /// Filters whose values are an index of the records, each with that index.
+    /// Filters whose values are an index of the records, each with that index, and [`BY_TAG`]. The first one that a request has is used.
     pub indexes: &'static [(&'static str, &'static str)],
 }
+
+/// What [`Kind::indexes`] calls the filters by a tag, `tag:KEY`.
+const TAG_FILTERS: &str = "tag:";
+
+/// The index of [`Kind::indexes`] by tags.
+pub const BY_TAG: (&str, &str) = (TAG_FILTERS, haar_records::TAG_INDEX);
 
 /// What a request says.
 pub struct Request<'a> {
@@ -139,8 +145,14 @@ impl<T: Resource, C> Kind<T, C> {
         snapshot: &Snapshot,
         filters: &Filters<T, C>,
     ) -> Option<Vec<Entry<T>>> {
-        let (values, index) =
-            self.indexes.iter().find_map(|(filter, index)| Some((filters.literals(filter)?, index)))?;
+        let values = |filter| match filter {
+            TAG_FILTERS => filters
+                .tag_literals()
+                .map(|(key, values)| values.iter().map(|value| haar_records::tag(key, value)).collect()),
+            _ => filters.literals(filter).map(<[String]>::to_vec),
+        };
+        let (values, index): (Vec<String>, _) =
+            self.indexes.iter().find_map(|(filter, index)| Some((values(*filter)?, index)))?;
         let mut found: Vec<Entry<T>> = values
             .iter()
             .flat_map(|value| snapshot.by_index(&ctx.account, &ctx.region, index, value))

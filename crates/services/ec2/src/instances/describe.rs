@@ -10,7 +10,7 @@ use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION};
 use haar_store::{Entry, Snapshot};
 
 use super::{metadata_options, profiles};
-use crate::describe::{Kind, Request};
+use crate::describe::{BY_TAG, Kind, Request};
 use crate::error::{Result, combination};
 use crate::handlers::Handlers;
 use crate::{dns, ids, images, model, network_interfaces, tags, volumes, zones};
@@ -561,7 +561,7 @@ const INSTANCES: Kind<Instance, Snapshot> = Kind {
         ("vpc-id", |i, _, probe| probe.values(there(i).then_some(i.spec.vpc_id.as_str()))),
     ])
     .with_tags(|i| &i.tags),
-    indexes: &[("reservation-id", "reservation"), ("image-id", "image"), ("vpc-id", "vpc")],
+    indexes: &[("reservation-id", "reservation"), BY_TAG, ("image-id", "image"), ("vpc-id", "vpc")],
 };
 
 /// A terminated instance has left its network.

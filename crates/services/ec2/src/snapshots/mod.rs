@@ -13,7 +13,7 @@ pub use copy::copy_snapshot;
 pub(crate) use copy::{of_library, of_snapshot};
 pub use sharing::{describe_snapshot_attribute, modify_snapshot_attribute, reset_snapshot_attribute};
 
-use crate::describe::{Kind, Request};
+use crate::describe::{BY_TAG, Kind, Request};
 use crate::error::{Result, combination, invalid_value, missing, shorten};
 use crate::handlers::Handlers;
 use crate::{Scope, ids, instances, model, tags, volumes};
@@ -40,7 +40,7 @@ const SNAPSHOTS: Kind<EbsSnapshot, ()> = Kind {
         ("volume-size", |snapshot, (), probe| probe.display(snapshot.volume_size_gib)),
     ])
     .with_tags(|snapshot| &snapshot.tags),
-    indexes: &[("volume-id", "volume")],
+    indexes: &[("volume-id", "volume"), BY_TAG],
 };
 
 /// The snapshot with this id, unless it is being removed.

@@ -17,7 +17,7 @@ pub use status::{
     describe_volume_attribute, describe_volume_status, enable_volume_io, modify_volume_attribute,
 };
 
-use crate::describe::{Kind, Request};
+use crate::describe::{BY_TAG, Kind, Request};
 use crate::error::{Result, combination};
 use crate::handlers::Handlers;
 use crate::{ids, model, tags, zones};
@@ -59,7 +59,7 @@ const VOLUMES: Kind<Volume, ()> = Kind {
         ("volume-type", |volume, (), probe| probe.value(volume.volume_type.as_str())),
     ])
     .with_tags(|volume| &volume.tags),
-    indexes: &[("attachment.instance-id", "instance")],
+    indexes: &[("attachment.instance-id", "instance"), BY_TAG],
 };
 
 /// How filters write times, as `2026-01-31T12:00:00.000Z`.
