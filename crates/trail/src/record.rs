@@ -1,9 +1,13 @@
 //! Records in CloudTrail's form.
 
+use std::borrow::Cow;
+
 use haar_api::note::Event;
 use haar_api::schema::Protocol;
 use haar_api::{Error, Principal, PrincipalKind, SessionOrigin};
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
+use serde_json::Value;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
@@ -33,46 +37,125 @@ const SECRETS: [&str; 19] = [
     "webIdentityToken",
 ];
 
-/// The record of an event.
-pub(crate) fn of(event: Event<'_>) -> Value {
+/// The record of an event, without what must not be kept.
+pub(crate) fn of(event: &Event<'_>) -> impl Serialize {
     let ctx = event.ctx;
-    let mut record = Map::new();
-    let mut put = |name: &str, value: Value| drop(record.insert(name.to_owned(), value));
-    put("eventVersion", "1.11".into());
-    put("userIdentity", identity(&ctx.principal, ctx.operation, event.response.as_ref()));
-    put("eventTime", time_of(ctx.now).into());
-    put("eventSource", format!("{}.amazonaws.com", ctx.service).into());
-    put("eventName", ctx.operation.into());
-    put("awsRegion", ctx.region.as_str().into());
-    put("sourceIPAddress", ctx.source_ip.to_canonical().to_string().into());
-    if let Some(agent) = &ctx.user_agent {
-        put("userAgent", agent.as_str().into());
+    Record {
+        event_version: "1.11",
+        user_identity: identity(&ctx.principal, ctx.operation, event.response.as_ref()),
+        event_time: time_of(ctx.now),
+        event_source: format!("{}.amazonaws.com", ctx.service),
+        event_name: ctx.operation,
+        aws_region: &ctx.region,
+        source_ip_address: ctx.source_ip.to_canonical().to_string(),
+        user_agent: ctx.user_agent.as_deref(),
+        error_code: event.error.map(|error| code(error, event.protocol)),
+        error_message: event.error.map(|error| error.message.as_str()),
+        request_parameters: Cleaned::Shown(&event.request),
+        response_elements: event.response.as_ref().map(|response| Response {
+            value: response,
+            request_id: (event.protocol == Protocol::Ec2).then_some(ctx.request_id.as_str()),
+        }),
+        request_id: &ctx.request_id,
+        event_id: haar_api::request_id(),
+        read_only: event.read_only,
+        event_type: "AwsApiCall",
+        management_event: true,
+        recipient_account_id: &ctx.account,
+        event_category: "Management",
     }
-    if let Some(error) = event.error {
-        put("errorCode", code(error, event.protocol).into());
-        put("errorMessage", error.message.as_str().into());
-    }
-    put("requestParameters", without_secrets(event.request));
-    let response = event.response.map(|response| match (event.protocol, response) {
-        // EC2's answers begin with the request's id.
-        (Protocol::Ec2, Value::Object(mut members)) => {
-            if let Some(value) = members.remove("return") {
-                members.insert("_return".to_owned(), value);
-            }
-            members.insert("requestId".to_owned(), ctx.request_id.as_str().into());
-            Value::Object(members)
-        }
-        (_, response) => response,
-    });
-    put("responseElements", response.map_or(Value::Null, without_secrets));
-    put("requestID", ctx.request_id.as_str().into());
-    put("eventID", haar_api::request_id().into());
-    put("readOnly", event.read_only.into());
-    put("eventType", "AwsApiCall".into());
-    put("managementEvent", true.into());
-    put("recipientAccountId", ctx.account.as_str().into());
-    put("eventCategory", "Management".into());
-    Value::Object(record)
+}
+
+/// CloudTrail User Guide, "CloudTrail record contents for management, data, and network activity events".
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Record<'a> {
+    event_version: &'static str,
+    user_identity: Identity<'a>,
+    event_time: String,
+    event_source: String,
+    event_name: &'a str,
+    aws_region: &'a str,
+    #[serde(rename = "sourceIPAddress")]
+    source_ip_address: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_agent: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_code: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_message: Option<&'a str>,
+    request_parameters: Cleaned<'a>,
+    response_elements: Option<Response<'a>>,
+    #[serde(rename = "requestID")]
+    request_id: &'a str,
+    #[serde(rename = "eventID")]
+    event_id: String,
+    read_only: bool,
+    event_type: &'static str,
+    management_event: bool,
+    recipient_account_id: &'a str,
+    event_category: &'static str,
+}
+
+/// CloudTrail User Guide, "CloudTrail userIdentity element".
+#[derive(Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Identity<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    principal_id: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    arn: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    account_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    access_key_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    identity_provider: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session_context: Option<SessionContext<'a>>,
+}
+
+#[derive(Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct SessionContext<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session_issuer: Option<Issuer<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attributes: Option<Attributes>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source_identity: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    web_id_federation_data: Option<WebIdFederationData<'a>>,
+}
+
+/// Who gave the credentials of a session.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Issuer<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    principal_id: &'a str,
+    arn: &'a str,
+    account_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_name: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Attributes {
+    creation_date: String,
+    mfa_authenticated: &'static str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct WebIdFederationData<'a> {
+    federated_provider: Option<&'a str>,
 }
 
 /// As `2026-01-31T12:00:00Z`.
@@ -90,97 +173,114 @@ fn code(error: &Error, protocol: Protocol) -> String {
     }
 }
 
-/// CloudTrail User Guide, "CloudTrail userIdentity element".
-fn identity(principal: &Principal, operation: &str, response: Option<&Value>) -> Value {
-    let named = |kind: &str| {
-        json!({
-            "type": kind,
-            "principalId": principal.user_id,
-            "arn": principal.arn,
-            "accountId": principal.account,
-            "accessKeyId": principal.access_key_id,
-        })
+fn identity<'a>(principal: &'a Principal, operation: &str, response: Option<&'a Value>) -> Identity<'a> {
+    let named = |kind| Identity {
+        kind,
+        principal_id: Some(principal.user_id.as_str().into()),
+        arn: Some(&principal.arn),
+        account_id: Some(&principal.account),
+        access_key_id: Some(&principal.access_key_id),
+        ..Identity::default()
+    };
+    let issuer = |kind, principal_id, arn, user_name| {
+        let account_id = &principal.account;
+        Issuer { kind, principal_id, arn, account_id, user_name }
+    };
+    let issued = |kind, issuer| Identity {
+        session_context: Some(SessionContext { session_issuer: Some(issuer), ..SessionContext::default() }),
+        ..named(kind)
     };
     let mut identity = match &principal.kind {
         PrincipalKind::Root => named("Root"),
-        PrincipalKind::User { name } => {
-            let mut identity = named("IAMUser");
-            identity["userName"] = name.as_str().into();
-            identity
-        }
+        PrincipalKind::User { name } => Identity { user_name: Some(name), ..named("IAMUser") },
         PrincipalKind::AssumedRole { role_name, role_id, role_arn, .. } => {
-            let mut identity = named("AssumedRole");
-            identity["sessionContext"] = json!({"sessionIssuer": {
-                "type": "Role",
-                "principalId": role_id,
-                "arn": role_arn,
-                "accountId": principal.account,
-                "userName": role_name,
-            }});
-            identity
+            issued("AssumedRole", issuer("Role", role_id, role_arn, Some(role_name)))
+        }
+        PrincipalKind::FederatedUser { source_arn, source_id, .. } if source_arn.ends_with(":root") => {
+            issued("FederatedUser", issuer("Root", source_id, source_arn, None))
         }
         PrincipalKind::FederatedUser { source_arn, source_id, .. } => {
-            let mut identity = named("FederatedUser");
-            let kind = if source_arn.ends_with(":root") { "Root" } else { "IAMUser" };
-            let mut issuer = json!({
-                "type": kind,
-                "principalId": source_id,
-                "arn": source_arn,
-                "accountId": principal.account,
-            });
-            if kind == "IAMUser" {
-                issuer["userName"] = source_arn.rsplit('/').next().unwrap_or_default().into();
-            }
-            identity["sessionContext"] = json!({"sessionIssuer": issuer});
-            identity
+            let name = source_arn.rsplit('/').next();
+            issued("FederatedUser", issuer("IAMUser", source_id, source_arn, name))
         }
-        PrincipalKind::Anonymous if operation == "AssumeRoleWithWebIdentity" => {
-            // Whom the token is of is known once it was found good.
-            let says = |name: &str| response.and_then(|response| response[name].as_str());
-            let mut identity = json!({"type": "WebIdentityUser"});
-            if let (Some(provider), Some(subject)) = (says("provider"), says("subjectFromWebIdentityToken")) {
-                let audience = says("audience").unwrap_or_default();
-                identity["principalId"] = format!("{provider}:{audience}:{subject}").into();
-                identity["userName"] = subject.into();
-                identity["identityProvider"] = provider.into();
-            }
-            identity
+        PrincipalKind::Anonymous if operation == "AssumeRoleWithWebIdentity" => web_identity(response),
+        PrincipalKind::Anonymous => {
+            Identity { kind: "Unknown", account_id: Some("anonymous"), ..Identity::default() }
         }
-        PrincipalKind::Anonymous => json!({"type": "Unknown", "accountId": "anonymous"}),
     };
     if let Some(session) = &principal.session {
-        let context = &mut identity["sessionContext"];
-        context["attributes"] = json!({
-            "creationDate": time_of(session.issued),
-            "mfaAuthenticated": session.mfa.to_string(),
+        let context = identity.session_context.get_or_insert_default();
+        context.attributes = Some(Attributes {
+            creation_date: time_of(session.issued),
+            mfa_authenticated: if session.mfa { "true" } else { "false" },
         });
-        if let Some(source) = &session.source_identity {
-            context["sourceIdentity"] = source.as_str().into();
-        }
+        context.source_identity = session.source_identity.as_deref();
         if session.origin == SessionOrigin::AssumeRoleWithWebIdentity {
-            context["webIdFederationData"] = json!({"federatedProvider": session.federated_provider});
+            let federated_provider = session.federated_provider.as_deref();
+            context.web_id_federation_data = Some(WebIdFederationData { federated_provider });
         }
     }
     identity
 }
 
-/// The same without what must not be kept.
-fn without_secrets(mut value: Value) -> Value {
-    match &mut value {
-        Value::Object(members) => {
-            for (name, value) in members.iter_mut() {
-                let taken = value.take();
-                *value = match taken {
-                    Value::Null => Value::Null,
-                    _ if SECRETS.contains(&name.as_str()) => REMOVED.into(),
-                    other => without_secrets(other),
-                };
-            }
-        }
-        Value::Array(values) => values.iter_mut().for_each(|value| *value = without_secrets(value.take())),
-        _ => {}
+/// Whom the token is of is known once it was found good.
+fn web_identity(response: Option<&Value>) -> Identity<'_> {
+    let says = |name: &str| response.and_then(|response| response[name].as_str());
+    let mut identity = Identity { kind: "WebIdentityUser", ..Identity::default() };
+    if let (Some(provider), Some(subject)) = (says("provider"), says("subjectFromWebIdentityToken")) {
+        let audience = says("audience").unwrap_or_default();
+        identity.principal_id = Some(format!("{provider}:{audience}:{subject}").into());
+        identity.user_name = Some(subject);
+        identity.identity_provider = Some(provider);
     }
-    value
+    identity
+}
+
+/// A value without what must not be kept.
+enum Cleaned<'a> {
+    Shown(&'a Value),
+    Removed,
+}
+
+impl<'a> Cleaned<'a> {
+    fn member(name: &str, value: &'a Value) -> Self {
+        if !value.is_null() && SECRETS.contains(&name) { Self::Removed } else { Self::Shown(value) }
+    }
+}
+
+impl Serialize for Cleaned<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Removed => serializer.serialize_str(REMOVED),
+            Self::Shown(Value::Object(members)) => {
+                serializer.collect_map(members.iter().map(|(name, value)| (name, Self::member(name, value))))
+            }
+            Self::Shown(Value::Array(values)) => serializer.collect_seq(values.iter().map(Cleaned::Shown)),
+            Self::Shown(other) => other.serialize(serializer),
+        }
+    }
+}
+
+/// What was answered.
+struct Response<'a> {
+    value: &'a Value,
+    /// The id of a request to EC2, with which its answers begin.
+    request_id: Option<&'a str>,
+}
+
+impl Serialize for Response<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (Value::Object(members), Some(id)) = (self.value, self.request_id) else {
+            return Cleaned::Shown(self.value).serialize(serializer);
+        };
+        let mut map = serializer.serialize_map(Some(members.len() + 1))?;
+        map.serialize_entry("requestId", id)?;
+        for (name, value) in members {
+            let shown = if name == "return" { "_return" } else { name };
+            map.serialize_entry(shown, &Cleaned::member(name, value))?;
+        }
+        map.end()
+    }
 }
 
 #[cfg(test)]
@@ -188,6 +288,7 @@ mod tests {
     use std::sync::Arc;
 
     use haar_api::{Context, Session};
+    use serde_json::json;
 
     use super::*;
 
@@ -208,7 +309,9 @@ mod tests {
     ) -> Value {
         let mut ctx = Context::new("123456789012", "eu-central-1");
         (ctx.principal, ctx.service, ctx.operation) = (principal, "sts", operation);
-        of(Event { ctx: &ctx, protocol: Protocol::Query, read_only: true, request, response, error: None })
+        let event =
+            Event { ctx: &ctx, protocol: Protocol::Query, read_only: true, request, response, error: None };
+        serde_json::to_value(of(&event)).unwrap()
     }
 
     fn identity_of(kind: PrincipalKind, session: Option<Arc<Session>>) -> Value {
