@@ -6,7 +6,7 @@ use haar_api::Context;
 use haar_core::{FilterTable, Filters, Fingerprint, IdType, PageRequest};
 use haar_store::{Entry, Resource, Snapshot};
 
-use crate::error::Result;
+use crate::error::{Result, combination};
 use crate::handlers::Handlers;
 use crate::model;
 
@@ -32,16 +32,26 @@ pub const BY_TAG: (&str, &str) = (TAG_FILTERS, haar_records::TAG_INDEX);
 /// What a request says.
 pub struct Request<'a> {
     /// Ids of the records; all when there are none.
-    pub ids: &'a [String],
+    ids: &'a [String],
     /// Filters.
-    pub filters: &'a [model::Filter],
+    filters: &'a [model::Filter],
     /// `MaxResults`.
-    pub max_results: Option<i32>,
+    max_results: Option<i32>,
     /// `NextToken`.
-    pub next_token: Option<&'a str>,
+    next_token: Option<&'a str>,
 }
 
-impl Request<'_> {
+impl<'a> Request<'a> {
+    /// Of the members of an operation's input.
+    pub fn new(
+        ids: &'a [String],
+        filters: &'a [model::Filter],
+        max_results: Option<i32>,
+        next_token: Option<&'a str>,
+    ) -> Self {
+        Self { ids, filters, max_results, next_token }
+    }
+
     /// Whether it asks for every record at once.
     pub fn is_for_all(&self) -> bool {
         let Request { ids, filters, max_results, next_token } = self;
@@ -162,6 +172,17 @@ impl<T: Resource, C> Kind<T, C> {
         found.dedup_by(|a, b| a.id() == b.id());
         Some(found)
     }
+}
+
+/// Refuses `MaxResults` of a request that names what it asks for, for the operations that take one of both.
+///
+/// # Errors
+/// `InvalidParameterCombination`, which calls the ids `parameter`.
+pub fn ids_or_pages(parameter: &str, ids: &[String], max_results: Option<i32>) -> Result<()> {
+    if max_results.is_none() || ids.is_empty() {
+        return Ok(());
+    }
+    Err(combination(format!("The parameter {parameter} cannot be used with the parameter maxResults")))
 }
 
 /// A request's filters, checked against an operation's.

@@ -328,12 +328,8 @@ pub async fn describe_import_image_tasks(
     ctx: &Context,
     input: model::DescribeImportImageTasksRequest,
 ) -> Result<model::DescribeImportImageTasksResult> {
-    let request = Request {
-        ids: &input.import_task_ids,
-        filters: &input.filters,
-        max_results: input.max_results,
-        next_token: input.next_token.as_deref(),
-    };
+    let request =
+        Request::new(&input.import_task_ids, &input.filters, input.max_results, input.next_token.as_deref());
     let of_images = |task: &ImportTask| task.image.is_some();
     let snapshot = handlers.store.snapshot();
     let (tasks, next_token) = IMAGE_TASKS.page_where(handlers, ctx, &snapshot, &request, &(), of_images)?;
@@ -347,12 +343,8 @@ pub async fn describe_import_snapshot_tasks(
     ctx: &Context,
     input: model::DescribeImportSnapshotTasksRequest,
 ) -> Result<model::DescribeImportSnapshotTasksResult> {
-    let request = Request {
-        ids: &input.import_task_ids,
-        filters: &input.filters,
-        max_results: input.max_results,
-        next_token: input.next_token.as_deref(),
-    };
+    let request =
+        Request::new(&input.import_task_ids, &input.filters, input.max_results, input.next_token.as_deref());
     let of_snapshots = |task: &ImportTask| task.image.is_none();
     let snapshot = handlers.store.snapshot();
     let (tasks, next_token) =

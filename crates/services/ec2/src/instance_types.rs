@@ -128,10 +128,7 @@ pub async fn describe_instance_types(
     if !unknown.is_empty() {
         return Err(no_such_types(&unknown));
     }
-    if !named.is_empty() && input.max_results.is_some() {
-        let message = "The parameter instanceTypes cannot be used with the parameter maxResults";
-        return Err(crate::error::combination(message));
-    }
+    describe::ids_or_pages("instanceTypes", named, input.max_results)?;
     let page = handlers.paginator.page(
         ctx,
         &PageRequest {

@@ -35,12 +35,12 @@ pub async fn describe_internet_gateways(
     input: DescribeInternetGatewaysRequest,
 ) -> Result<DescribeInternetGatewaysResult> {
     let snapshot = handlers.snapshot_with_default_vpc(ctx).await?;
-    let request = Request {
-        ids: &input.internet_gateway_ids,
-        filters: &input.filters,
-        max_results: input.max_results,
-        next_token: input.next_token.as_deref(),
-    };
+    let request = Request::new(
+        &input.internet_gateway_ids,
+        &input.filters,
+        input.max_results,
+        input.next_token.as_deref(),
+    );
     let (gateways, next_token) = KIND.page(handlers, ctx, &snapshot, &request, &())?;
     let internet_gateways = gateways.iter().map(|gateway| to_api(gateway)).collect();
     Ok(DescribeInternetGatewaysResult { internet_gateways, next_token })

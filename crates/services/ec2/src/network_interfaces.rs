@@ -233,12 +233,12 @@ pub async fn describe_network_interfaces(
     input: DescribeNetworkInterfacesRequest,
 ) -> Result<DescribeNetworkInterfacesResult> {
     let snapshot = handlers.store.snapshot();
-    let request = Request {
-        ids: &input.network_interface_ids,
-        filters: &input.filters,
-        max_results: input.max_results,
-        next_token: input.next_token.as_deref(),
-    };
+    let request = Request::new(
+        &input.network_interface_ids,
+        &input.filters,
+        input.max_results,
+        input.next_token.as_deref(),
+    );
     let (interfaces, next_token) = KIND.page(handlers, ctx, &snapshot, &request, &snapshot)?;
     let network_interfaces = interfaces.iter().map(|eni| to_api(eni, &snapshot)).collect();
     Ok(DescribeNetworkInterfacesResult { network_interfaces, next_token })

@@ -72,12 +72,8 @@ pub async fn describe_route_tables(
     input: DescribeRouteTablesRequest,
 ) -> Result<DescribeRouteTablesResult> {
     let snapshot = handlers.snapshot_with_default_vpc(ctx).await?;
-    let request = Request {
-        ids: &input.route_table_ids,
-        filters: &input.filters,
-        max_results: input.max_results,
-        next_token: input.next_token.as_deref(),
-    };
+    let request =
+        Request::new(&input.route_table_ids, &input.filters, input.max_results, input.next_token.as_deref());
     let (tables, next_token) = KIND.page(handlers, ctx, &snapshot, &request, &())?;
     Ok(DescribeRouteTablesResult {
         route_tables: tables.iter().map(|table| to_api(table)).collect(),

@@ -128,12 +128,8 @@ pub async fn describe_subnets(
     input: DescribeSubnetsRequest,
 ) -> Result<DescribeSubnetsResult> {
     let snapshot = handlers.snapshot_with_default_vpc(ctx).await?;
-    let request = Request {
-        ids: &input.subnet_ids,
-        filters: &input.filters,
-        max_results: input.max_results,
-        next_token: input.next_token.as_deref(),
-    };
+    let request =
+        Request::new(&input.subnet_ids, &input.filters, input.max_results, input.next_token.as_deref());
     let (subnets, next_token) = KIND.page(handlers, ctx, &snapshot, &request, &snapshot)?;
     let subnets = subnets.iter().map(|subnet| to_api(subnet, &snapshot)).collect();
     Ok(DescribeSubnetsResult { next_token, subnets })

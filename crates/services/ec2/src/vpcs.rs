@@ -44,12 +44,8 @@ pub async fn describe_vpcs(
     input: DescribeVpcsRequest,
 ) -> Result<DescribeVpcsResult> {
     let snapshot = handlers.snapshot_with_default_vpc(ctx).await?;
-    let request = Request {
-        ids: &input.vpc_ids,
-        filters: &input.filters,
-        max_results: input.max_results,
-        next_token: input.next_token.as_deref(),
-    };
+    let request =
+        Request::new(&input.vpc_ids, &input.filters, input.max_results, input.next_token.as_deref());
     let (vpcs, next_token) = KIND.page(handlers, ctx, &snapshot, &request, &())?;
     Ok(DescribeVpcsResult { next_token, vpcs: vpcs.iter().map(|vpc| to_api(vpc)).collect() })
 }

@@ -70,12 +70,8 @@ pub async fn describe_instance_credit_specifications(
     input: model::DescribeInstanceCreditSpecificationsRequest,
 ) -> Result<model::DescribeInstanceCreditSpecificationsResult> {
     let snapshot = handlers.store.snapshot();
-    let request = Request {
-        ids: &input.instance_ids,
-        filters: &input.filters,
-        max_results: input.max_results,
-        next_token: input.next_token.as_deref(),
-    };
+    let request =
+        Request::new(&input.instance_ids, &input.filters, input.max_results, input.next_token.as_deref());
     let asked = |instance: &Instance| !input.instance_ids.is_empty() || has_credits(instance);
     let (instances, next_token) = KIND.page_where(handlers, ctx, &snapshot, &request, &(), asked)?;
     if let Some(other) = instances.iter().find(|instance| !has_credits(instance)) {

@@ -10,8 +10,8 @@ use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION};
 use haar_store::{Entry, Snapshot};
 
 use super::{metadata_options, profiles};
-use crate::describe::{BY_TAG, Kind, Request};
-use crate::error::{Result, combination};
+use crate::describe::{BY_TAG, Kind, Request, ids_or_pages};
+use crate::error::Result;
 use crate::handlers::Handlers;
 use crate::{dns, ids, images, model, network_interfaces, tags, volumes, zones};
 
@@ -585,15 +585,9 @@ pub async fn describe_instances(
     ctx: &Context,
     input: model::DescribeInstancesRequest,
 ) -> Result<model::DescribeInstancesResult> {
-    if input.max_results.is_some() && !input.instance_ids.is_empty() {
-        return Err(combination("The parameter instancesSet cannot be used with the parameter maxResults"));
-    }
-    let request = Request {
-        ids: &input.instance_ids,
-        filters: &input.filters,
-        max_results: input.max_results,
-        next_token: input.next_token.as_deref(),
-    };
+    ids_or_pages("instancesSet", &input.instance_ids, input.max_results)?;
+    let request =
+        Request::new(&input.instance_ids, &input.filters, input.max_results, input.next_token.as_deref());
     let (store, listing) = (&handlers.store, &handlers.listing);
     let (reservations, next_token) = if request.is_for_all() {
         (listing.all(store, ctx), None)
@@ -654,15 +648,8 @@ pub async fn describe_instance_status(
             values: vec![InstanceState::Running.as_str().to_owned()],
         });
     }
-    if input.max_results.is_some() && !input.instance_ids.is_empty() {
-        return Err(combination("The parameter instancesSet cannot be used with the parameter maxResults"));
-    }
-    let request = Request {
-        ids: &input.instance_ids,
-        filters: &filters,
-        max_results: input.max_results,
-        next_token: input.next_token.as_deref(),
-    };
+    ids_or_pages("instancesSet", &input.instance_ids, input.max_results)?;
+    let request = Request::new(&input.instance_ids, &filters, input.max_results, input.next_token.as_deref());
     let (instances, next_token) = STATUSES.page(handlers, ctx, &snapshot, &request, &snapshot)?;
     let instance_statuses = instances.iter().map(|instance| status_to_api(instance)).collect();
     Ok(model::DescribeInstanceStatusResult { instance_statuses, next_token })

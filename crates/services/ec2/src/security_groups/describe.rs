@@ -111,12 +111,7 @@ pub async fn describe_security_groups(
             group_ids.push(claim.ok_or_else(|| not_in_default_vpc(name, &vpc.id))?.holder.clone());
         }
     }
-    let request = Request {
-        ids: &group_ids,
-        filters: &input.filters,
-        max_results: input.max_results,
-        next_token: input.next_token.as_deref(),
-    };
+    let request = Request::new(&group_ids, &input.filters, input.max_results, input.next_token.as_deref());
     let (groups, next_token) = KIND.page(handlers, ctx, &snapshot, &request, &snapshot)?;
     let security_groups = groups.iter().map(|group| to_api(group)).collect();
     Ok(DescribeSecurityGroupsResult { next_token, security_groups })

@@ -13,7 +13,7 @@ pub use copy::copy_snapshot;
 pub(crate) use copy::{of_library, of_snapshot};
 pub use sharing::{describe_snapshot_attribute, modify_snapshot_attribute, reset_snapshot_attribute};
 
-use crate::describe::{BY_TAG, Kind, Request};
+use crate::describe::{BY_TAG, Kind, Request, ids_or_pages};
 use crate::error::{Result, combination, invalid_value, missing, shorten};
 use crate::handlers::Handlers;
 use crate::{Scope, ids, instances, model, tags, volumes};
@@ -219,9 +219,7 @@ pub async fn describe_snapshots(
     ctx: &Context,
     input: model::DescribeSnapshotsRequest,
 ) -> Result<model::DescribeSnapshotsResult> {
-    if input.max_results.is_some() && !input.snapshot_ids.is_empty() {
-        return Err(combination("The parameter snapshotSet cannot be used with the parameter maxResults"));
-    }
+    ids_or_pages("snapshotSet", &input.snapshot_ids, input.max_results)?;
     for user in input.owner_ids.iter().chain(&input.restorable_by_user_ids) {
         check_user(user)?;
     }
@@ -231,12 +229,8 @@ pub async fn describe_snapshots(
     } else {
         named(ctx, &records, &input.snapshot_ids)?
     };
-    let request = Request {
-        ids: &input.snapshot_ids,
-        filters: &input.filters,
-        max_results: input.max_results,
-        next_token: input.next_token.as_deref(),
-    };
+    let request =
+        Request::new(&input.snapshot_ids, &input.filters, input.max_results, input.next_token.as_deref());
     let wanted = |found: &EbsSnapshot| !found.deleted && is_asked_for(ctx, &input, found);
     let (found, next_token) =
         SNAPSHOTS.page_among(handlers, ctx, &records, &request, &(), candidates, wanted)?;

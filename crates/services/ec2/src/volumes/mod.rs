@@ -17,8 +17,8 @@ pub use status::{
     describe_volume_attribute, describe_volume_status, enable_volume_io, modify_volume_attribute,
 };
 
-use crate::describe::{BY_TAG, Kind, Request};
-use crate::error::{Result, combination};
+use crate::describe::{BY_TAG, Kind, Request, ids_or_pages};
+use crate::error::Result;
 use crate::handlers::Handlers;
 use crate::{ids, model, tags, zones};
 
@@ -73,15 +73,9 @@ pub async fn describe_volumes(
     input: model::DescribeVolumesRequest,
 ) -> Result<model::DescribeVolumesResult> {
     let snapshot = handlers.store.snapshot();
-    if input.max_results.is_some() && !input.volume_ids.is_empty() {
-        return Err(combination("The parameter volumeSet cannot be used with the parameter maxResults"));
-    }
-    let request = Request {
-        ids: &input.volume_ids,
-        filters: &input.filters,
-        max_results: input.max_results,
-        next_token: input.next_token.as_deref(),
-    };
+    ids_or_pages("volumeSet", &input.volume_ids, input.max_results)?;
+    let request =
+        Request::new(&input.volume_ids, &input.filters, input.max_results, input.next_token.as_deref());
     let (volumes, next_token) = VOLUMES.page(handlers, ctx, &snapshot, &request, &())?;
     Ok(model::DescribeVolumesResult {
         volumes: volumes.iter().map(|volume| to_api(volume)).collect(),

@@ -10,8 +10,8 @@ use time::{Duration, OffsetDateTime};
 
 use super::{TIME, by_id};
 use crate::block_devices::{check_volume, record_type};
-use crate::describe::{Kind, Request};
-use crate::error::{Result, combination, invalid_parameter, invalid_value, missing, unsupported};
+use crate::describe::{Kind, Request, ids_or_pages};
+use crate::error::{Result, invalid_parameter, invalid_value, missing, unsupported};
 use crate::handlers::Handlers;
 use crate::{ids, model};
 
@@ -181,16 +181,10 @@ pub async fn describe_volumes_modifications(
     ctx: &Context,
     input: model::DescribeVolumesModificationsRequest,
 ) -> Result<model::DescribeVolumesModificationsResult> {
-    if input.max_results.is_some() && !input.volume_ids.is_empty() {
-        return Err(combination("The parameter volumeSet cannot be used with the parameter maxResults"));
-    }
+    ids_or_pages("volumeSet", &input.volume_ids, input.max_results)?;
     let snapshot = handlers.store.snapshot();
-    let request = Request {
-        ids: &input.volume_ids,
-        filters: &input.filters,
-        max_results: input.max_results,
-        next_token: input.next_token.as_deref(),
-    };
+    let request =
+        Request::new(&input.volume_ids, &input.filters, input.max_results, input.next_token.as_deref());
     let modified = |volume: &Volume| volume.modification.is_some();
     let (volumes, next_token) =
         MODIFICATIONS.page_where(handlers, ctx, &snapshot, &request, &(), modified)?;

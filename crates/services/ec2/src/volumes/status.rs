@@ -5,8 +5,8 @@ use haar_core::FilterTable;
 use haar_records::ec2::{Instance, InstanceState, Volume, VolumeState};
 
 use super::by_id;
-use crate::describe::{Kind, Request};
-use crate::error::{Result, combination, missing};
+use crate::describe::{Kind, Request, ids_or_pages};
+use crate::error::{Result, missing};
 use crate::handlers::{DiskCheck, Handlers};
 use crate::{ids, model, zones};
 
@@ -85,16 +85,10 @@ pub async fn describe_volume_status(
     ctx: &Context,
     input: model::DescribeVolumeStatusRequest,
 ) -> Result<model::DescribeVolumeStatusResult> {
-    if input.max_results.is_some() && !input.volume_ids.is_empty() {
-        return Err(combination("The parameter volumeSet cannot be used with the parameter maxResults"));
-    }
+    ids_or_pages("volumeSet", &input.volume_ids, input.max_results)?;
     let snapshot = handlers.store.snapshot();
-    let request = Request {
-        ids: &input.volume_ids,
-        filters: &input.filters,
-        max_results: input.max_results,
-        next_token: input.next_token.as_deref(),
-    };
+    let request =
+        Request::new(&input.volume_ids, &input.filters, input.max_results, input.next_token.as_deref());
     let checks = Checks(handlers.host.clone());
     let (volumes, next_token) = STATUSES.page(handlers, ctx, &snapshot, &request, &checks)?;
     let volume_statuses = volumes.iter().map(|volume| to_api(volume, &checks)).collect();
