@@ -117,6 +117,20 @@ struct Flat<'a> {
     group_owner: Option<&'a str>,
 }
 
+/// The [`Flat`] of a request to authorize or revoke ingress, whose types have these members alike.
+macro_rules! flat {
+    ($input:ident) => {
+        Flat {
+            protocol: $input.ip_protocol.as_deref(),
+            from_port: $input.from_port,
+            to_port: $input.to_port,
+            cidr: $input.cidr_ip.as_deref(),
+            group_name: $input.source_security_group_name.as_deref(),
+            group_owner: $input.source_security_group_owner_id.as_deref(),
+        }
+    };
+}
+
 impl Flat<'_> {
     /// The permissions of a request that has either `IpPermissions` or these parameters.
     fn permissions(self, permissions: Vec<IpPermission>) -> Result<Vec<IpPermission>> {
@@ -217,15 +231,7 @@ pub async fn authorize_security_group_ingress(
     ctx: &Context,
     input: AuthorizeSecurityGroupIngressRequest,
 ) -> Result<AuthorizeSecurityGroupIngressResult> {
-    let flat = Flat {
-        protocol: input.ip_protocol.as_deref(),
-        from_port: input.from_port,
-        to_port: input.to_port,
-        cidr: input.cidr_ip.as_deref(),
-        group_name: input.source_security_group_name.as_deref(),
-        group_owner: input.source_security_group_owner_id.as_deref(),
-    };
-    let permissions = flat.permissions(input.ip_permissions)?;
+    let permissions = flat!(input).permissions(input.ip_permissions)?;
     let group = (input.group_id.as_deref(), input.group_name.as_deref());
     let rules = authorize(handlers, ctx, group, false, permissions, &input.tag_specifications).await?;
     Ok(AuthorizeSecurityGroupIngressResult { r#return: Some(true), security_group_rules: rules })
@@ -334,15 +340,7 @@ pub async fn revoke_security_group_ingress(
     ctx: &Context,
     input: RevokeSecurityGroupIngressRequest,
 ) -> Result<RevokeSecurityGroupIngressResult> {
-    let flat = Flat {
-        protocol: input.ip_protocol.as_deref(),
-        from_port: input.from_port,
-        to_port: input.to_port,
-        cidr: input.cidr_ip.as_deref(),
-        group_name: input.source_security_group_name.as_deref(),
-        group_owner: input.source_security_group_owner_id.as_deref(),
-    };
-    let permissions = flat.permissions(input.ip_permissions)?;
+    let permissions = flat!(input).permissions(input.ip_permissions)?;
     let group = (input.group_id.as_deref(), input.group_name.as_deref());
     let revoked = revoke(handlers, ctx, group, false, &input.security_group_rule_ids, &permissions).await?;
     Ok(RevokeSecurityGroupIngressResult {
