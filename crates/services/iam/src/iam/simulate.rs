@@ -31,6 +31,22 @@ struct Question {
     marker: Option<String>,
 }
 
+/// The [`Question`] of a simulation's input: the types of both have these members alike.
+macro_rules! question {
+    ($input:ident) => {
+        Question {
+            boundaries: $input.permissions_boundary_policy_input_list,
+            actions: $input.action_names,
+            resources: $input.resource_arns,
+            resource_policy: $input.resource_policy,
+            resource_owner: $input.resource_owner,
+            entries: $input.context_entries,
+            max_items: $input.max_items,
+            marker: $input.marker,
+        }
+    };
+}
+
 /// The user, group or role with this ARN.
 fn source(
     handlers: &Handlers,
@@ -90,17 +106,7 @@ pub(super) async fn simulate_custom_policy(
         Some(arn) => caller_of(arn)?,
     };
     let caller = Caller::simulated(caller, inputs(&input.policy_input_list, "PolicyInputList")?);
-    let question = Question {
-        boundaries: input.permissions_boundary_policy_input_list,
-        actions: input.action_names,
-        resources: input.resource_arns,
-        resource_policy: input.resource_policy,
-        resource_owner: input.resource_owner,
-        entries: input.context_entries,
-        max_items: input.max_items,
-        marker: input.marker,
-    };
-    simulate(handlers, ctx, caller, PolicySourceType::None, question)
+    simulate(handlers, ctx, caller, PolicySourceType::None, question!(input))
 }
 
 /// `SimulatePrincipalPolicy`.
@@ -119,17 +125,7 @@ pub(super) async fn simulate_principal_policy(
         caller.principal = Principal { tags, ..caller_of(arn)? };
     }
     caller.identity_mut().extend(inputs(&input.policy_input_list, "PolicyInputList")?);
-    let question = Question {
-        boundaries: input.permissions_boundary_policy_input_list,
-        actions: input.action_names,
-        resources: input.resource_arns,
-        resource_policy: input.resource_policy,
-        resource_owner: input.resource_owner,
-        entries: input.context_entries,
-        max_items: input.max_items,
-        marker: input.marker,
-    };
-    simulate(handlers, ctx, caller, kind, question)
+    simulate(handlers, ctx, caller, kind, question!(input))
 }
 
 /// The user that a simulation names as its caller.
