@@ -2,10 +2,7 @@
 
 use haar_core::reconcile::{Action, Failure, Handle, Reconciler};
 use haar_image::{Boot, BootMode, Library, Source};
-use haar_records::ec2::{
-    self, DeregistrationProtection, EbsSnapshot, Image, ImageBoot, ImageState, LaunchPermission,
-    SnapshotState, StateReason,
-};
+use haar_records::ec2::{self, EbsSnapshot, Image, ImageBoot, ImageState, SnapshotState, StateReason};
 use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION};
 use haar_store::{Entry, Event, Key, Resource, Store};
 use time::OffsetDateTime;
@@ -114,43 +111,31 @@ pub(crate) async fn sync(store: &Store, library: &Library, owner: &str) -> Resul
 
 fn record(image: &haar_image::Image, owner: &str, known: Option<&Image>) -> Image {
     let manifest = &image.manifest;
+    let id = image.id().as_str().to_owned();
+    let root_size_gib = u32::try_from(manifest.minimum_size_gib()).unwrap_or(u32::MAX);
+    let root = (manifest.root_device_name.as_str(), root_size_gib);
+    let boot = match &manifest.boot {
+        Boot::Direct { .. } => ImageBoot::Kernel,
+        Boot::Firmware { mode } => ImageBoot::Firmware(match mode {
+            BootMode::LegacyBios => ec2::BootMode::LegacyBios,
+            BootMode::Uefi => ec2::BootMode::Uefi,
+            BootMode::UefiPreferred => ec2::BootMode::UefiPreferred,
+        }),
+    };
+    let date = OffsetDateTime::parse(&manifest.creation_date, &Rfc3339).unwrap_or(OffsetDateTime::UNIX_EPOCH);
     Image {
-        account: GLOBAL_ACCOUNT.to_owned(),
-        region: GLOBAL_REGION.to_owned(),
-        id: image.id().as_str().to_owned(),
         owner: owner.to_owned(),
         name: manifest.name.clone(),
         description: Some(manifest.description.clone()).filter(|description| !description.is_empty()),
         architecture: manifest.architecture.as_str().to_owned(),
-        state: ImageState::Available,
-        creation_date: OffsetDateTime::parse(&manifest.creation_date, &Rfc3339)
-            .unwrap_or(OffsetDateTime::UNIX_EPOCH),
-        root_device_name: manifest.root_device_name.clone(),
-        root_size_gib: u32::try_from(manifest.minimum_size_gib()).unwrap_or(u32::MAX),
-        boot: match &manifest.boot {
-            Boot::Direct { .. } => ImageBoot::Kernel,
-            Boot::Firmware { mode } => ImageBoot::Firmware(match mode {
-                BootMode::LegacyBios => ec2::BootMode::LegacyBios,
-                BootMode::Uefi => ec2::BootMode::Uefi,
-                BootMode::UefiPreferred => ec2::BootMode::UefiPreferred,
-            }),
-        },
         default_user: manifest.default_user.clone(),
         tags: known.map(|known| known.tags.clone()).unwrap_or_default(),
-        state_reason: None,
-        devices: Vec::new(),
-        library_id: None,
         library_entry: match &manifest.source {
             Source::Build { recipe, .. } => Some(recipe.clone()),
             Source::Pull { entry, .. } => Some(entry.clone()),
             Source::Import { .. } => None,
         },
-        source_instance_id: None,
-        launch_permission: LaunchPermission::default(),
         last_launched: known.and_then(|known| known.last_launched),
-        copied_from: None,
-        deprecate_at: None,
-        imds_v2: false,
-        protection: DeregistrationProtection::Disabled,
+        ..Image::new(GLOBAL_ACCOUNT, GLOBAL_REGION, id, root, boot, date)
     }
 }

@@ -14,11 +14,9 @@ use std::time::Duration;
 
 use haar_core::reconcile::{Action, Failure, Reconciler};
 use haar_image::{FetchOptions, ForeignDisk, ForeignFormat, Reach, Unit};
-use haar_records::Tags;
 use haar_records::ec2::{
-    BootMode, DeregistrationProtection, EbsSnapshot, Image, ImageBoot, ImageDevice, ImageState,
-    ImportContainer, ImportDisk, ImportFormat, ImportState, ImportTask, ImportedImage, LaunchPermission,
-    SnapshotState, VolumeType,
+    BootMode, EbsSnapshot, Image, ImageBoot, ImageDevice, ImportContainer, ImportDisk, ImportFormat,
+    ImportState, ImportTask, ImportedImage, SnapshotState, VolumeType,
 };
 use haar_store::{Entry, Key, Store};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
@@ -678,35 +676,15 @@ fn image_of(task: &ImportTask, disks: &[ImportDisk], root: usize, mode: BootMode
         encrypted: disk.encryption.is_some(),
     };
     let devices: Vec<_> = disks.iter().map(device).collect();
+    let (id, boot) = (haar_core::new_id("ami"), ImageBoot::Firmware(mode));
+    let root = (devices[root].device_name.as_str(), devices[root].size_gib);
+    let image = Image::new(&task.account, &task.region, id, root, boot, task.created);
+    let described = || format!("Created by AWS-VMImport service for {}", task.id);
     Image {
-        account: task.account.clone(),
-        region: task.region.clone(),
-        id: haar_core::new_id("ami"),
-        owner: task.account.clone(),
         name: task.id.clone(),
-        description: task
-            .description
-            .clone()
-            .or_else(|| Some(format!("Created by AWS-VMImport service for {}", task.id))),
-        architecture: "x86_64".to_owned(),
-        state: ImageState::Available,
-        creation_date: task.created,
-        root_device_name: devices[root].device_name.clone(),
-        root_size_gib: devices[root].size_gib,
-        boot: ImageBoot::Firmware(mode),
-        default_user: "root".to_owned(),
-        tags: Tags::new(),
-        state_reason: None,
+        description: task.description.clone().or_else(|| Some(described())),
         devices,
-        library_id: None,
-        library_entry: None,
-        source_instance_id: None,
-        launch_permission: LaunchPermission::default(),
-        last_launched: None,
-        copied_from: None,
-        deprecate_at: None,
-        imds_v2: false,
-        protection: DeregistrationProtection::Disabled,
+        ..image
     }
 }
 
@@ -734,6 +712,8 @@ impl Reconciler for Imports {
 
 #[cfg(test)]
 mod tests {
+    use haar_records::Tags;
+
     use super::*;
 
     #[test]

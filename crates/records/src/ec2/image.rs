@@ -83,6 +83,46 @@ resource!(Image, "ec2.image",
 );
 
 impl Image {
+    /// One that an account registers now and that can be launched: its root device has this name and so many GiB. Its maker says the
+    /// rest.
+    #[must_use]
+    pub fn new(
+        account: &str,
+        region: &str,
+        id: String,
+        root: (&str, u32),
+        boot: ImageBoot,
+        now: OffsetDateTime,
+    ) -> Self {
+        Self {
+            account: account.to_owned(),
+            region: region.to_owned(),
+            id,
+            owner: account.to_owned(),
+            name: String::new(),
+            description: None,
+            architecture: "x86_64".to_owned(),
+            state: ImageState::Available,
+            creation_date: now,
+            root_device_name: root.0.to_owned(),
+            root_size_gib: root.1,
+            boot,
+            default_user: "root".to_owned(),
+            tags: Tags::new(),
+            state_reason: None,
+            devices: Vec::new(),
+            library_id: None,
+            library_entry: None,
+            source_instance_id: None,
+            launch_permission: LaunchPermission::default(),
+            last_launched: None,
+            copied_from: None,
+            deprecate_at: None,
+            imds_v2: false,
+            protection: DeregistrationProtection::Disabled,
+        }
+    }
+
     /// Whether it is one of the host's library.
     #[must_use]
     pub fn is_of_library(&self) -> bool {

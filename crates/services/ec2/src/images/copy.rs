@@ -2,10 +2,7 @@
 
 use haar_api::{Context, Error};
 use haar_core::idempotent;
-use haar_records::ec2::{
-    DeregistrationProtection, EbsSnapshot, Encryption, Image, ImageDevice, ImageState, LaunchPermission,
-    REGIONS, VolumeType,
-};
+use haar_records::ec2::{EbsSnapshot, Encryption, Image, ImageDevice, ImageState, REGIONS, VolumeType};
 use haar_store::Tx;
 
 use super::{check_name, launchable};
@@ -50,27 +47,20 @@ pub async fn copy_image(
                     tx.put(EbsSnapshot { tags: tags_of("snapshot"), encryption, ..snapshot });
                 }
             }
+            let root = (source.root_device_name.as_str(), source.root_size_gib);
+            let image = Image::new(&ctx.account, &ctx.region, id.clone(), root, source.boot, ctx.now);
             tx.put(Image {
-                account: ctx.account.clone(),
-                region: ctx.region.clone(),
-                id: id.clone(),
-                owner: ctx.account.clone(),
                 name: input.name.clone(),
-                description: input.description.clone().or_else(|| source.description.clone()),
+                description: input.description.clone().or(source.description),
+                architecture: source.architecture,
                 state: ImageState::Pending,
-                creation_date: ctx.now,
+                default_user: source.default_user,
                 tags: image_tags,
-                state_reason: None,
                 devices: devices.into_iter().map(|(device, _)| device).collect(),
                 library_id,
-                library_entry: None,
-                source_instance_id: None,
-                launch_permission: LaunchPermission::default(),
-                last_launched: None,
-                copied_from: Some((source.id.clone(), region.to_owned())),
-                deprecate_at: None,
-                protection: DeregistrationProtection::Disabled,
-                ..source
+                copied_from: Some((source.id, region.to_owned())),
+                imds_v2: source.imds_v2,
+                ..image
             });
             Ok::<_, Error>(id)
         })

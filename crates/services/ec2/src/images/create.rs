@@ -2,10 +2,7 @@
 
 use haar_api::{Context, Error};
 use haar_records::Tags;
-use haar_records::ec2::{
-    DeregistrationProtection, EbsSnapshot, Image, ImageBoot, ImageDevice, ImageState, Instance,
-    InstanceState, LaunchPermission,
-};
+use haar_records::ec2::{EbsSnapshot, Image, ImageBoot, ImageDevice, ImageState, Instance, InstanceState};
 use haar_store::Tx;
 
 use super::{check_name, find};
@@ -43,9 +40,9 @@ pub async fn create_image(
             let awaits = reboot.then(|| instance.id.clone());
             tx.put(EbsSnapshot { set: set.clone(), awaits, ..snapshot });
         }
-        let image = of_instance(ctx, tx, &instance, devices)?;
+        let image = of_instance(ctx, tx, &instance, &id, &devices)?;
         tx.put(Image {
-            id: id.clone(),
+            devices,
             name: input.name.clone(),
             description: input.description.clone().filter(|description| !description.is_empty()),
             tags: tags_of("image"),
@@ -61,7 +58,13 @@ pub async fn create_image(
 }
 
 /// An image of an instance, which boots as the instance does.
-fn of_instance(ctx: &Context, tx: &Tx, instance: &Instance, devices: Vec<ImageDevice>) -> Result<Image> {
+fn of_instance(
+    ctx: &Context,
+    tx: &Tx,
+    instance: &Instance,
+    id: &str,
+    devices: &[ImageDevice],
+) -> Result<Image> {
     let spec = &instance.spec;
     let source = find(tx.snapshot(), Scope::from(ctx), &spec.image_id);
     let boot = spec.boot.clone().or_else(|| source.as_ref().map(|image| image.boot.clone()));
@@ -75,32 +78,15 @@ fn of_instance(ctx: &Context, tx: &Tx, instance: &Instance, devices: Vec<ImageDe
         Error::new("IncorrectState", message)
     })?;
     let default_user = spec.default_user.clone().or_else(|| Some(source.as_ref()?.default_user.clone()));
+    let root = (root.device_name.as_str(), root.size_gib);
+    let boot = boot.unwrap_or(ImageBoot::Kernel);
     Ok(Image {
-        account: ctx.account.clone(),
-        region: ctx.region.clone(),
-        id: String::new(),
-        owner: ctx.account.clone(),
-        name: String::new(),
-        description: None,
-        architecture: "x86_64".to_owned(),
         state: ImageState::Pending,
-        creation_date: ctx.now,
-        root_device_name: spec.root_device_name.clone(),
-        root_size_gib: root.size_gib,
-        boot: boot.unwrap_or(ImageBoot::Kernel),
         default_user: default_user.unwrap_or_else(|| "root".to_owned()),
-        tags: Tags::new(),
-        state_reason: None,
-        devices,
         library_id: spec.library_id.clone().or(of_library),
-        library_entry: None,
         source_instance_id: Some(instance.id.clone()),
-        launch_permission: LaunchPermission::default(),
-        last_launched: None,
-        copied_from: None,
-        deprecate_at: None,
         imds_v2: source.is_some_and(|image| image.imds_v2),
-        protection: DeregistrationProtection::Disabled,
+        ..Image::new(&ctx.account, &ctx.region, id.to_owned(), root, boot, ctx.now)
     })
 }
 

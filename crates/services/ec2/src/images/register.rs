@@ -1,9 +1,7 @@
 //! `RegisterImage`.
 
 use haar_api::Context;
-use haar_records::ec2::{
-    BootMode, DeregistrationProtection, EbsSnapshot, Image, ImageBoot, ImageState, LaunchPermission,
-};
+use haar_records::ec2::{BootMode, EbsSnapshot, Image, ImageBoot};
 use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION};
 use haar_store::Tx;
 
@@ -52,37 +50,20 @@ pub async fn register_image(
                 None => ImageBoot::Firmware(BootMode::LegacyBios),
             },
         };
-        let image = Image {
-            account: ctx.account.clone(),
-            region: ctx.region.clone(),
-            id: ids::IMAGE.generate(),
-            owner: ctx.account.clone(),
+        let id = ids::IMAGE.generate();
+        let root = (root_name, root.size_gib);
+        tx.put(Image {
             name: input.name.clone(),
             description: input.description.clone().filter(|description| !description.is_empty()),
-            architecture: "x86_64".to_owned(),
-            state: ImageState::Available,
-            creation_date: ctx.now,
-            root_device_name: root_name.to_owned(),
-            root_size_gib: root.size_gib,
-            boot,
             default_user: library
                 .as_ref()
                 .map_or_else(|| "root".to_owned(), |library| library.default_user.clone()),
             tags: tags.clone(),
-            state_reason: None,
             devices: volumes.iter().map(block_devices::to_image).collect(),
             library_id,
-            library_entry: None,
-            source_instance_id: None,
-            launch_permission: LaunchPermission::default(),
-            last_launched: None,
-            copied_from: None,
-            deprecate_at: None,
             imds_v2: input.imds_support.is_some(),
-            protection: DeregistrationProtection::Disabled,
-        };
-        let id = image.id.clone();
-        tx.put(image);
+            ..Image::new(&ctx.account, &ctx.region, id.clone(), root, boot, ctx.now)
+        });
         Ok(model::RegisterImageResult { image_id: Some(id) })
     })
     .await

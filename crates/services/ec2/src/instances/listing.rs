@@ -242,10 +242,8 @@ impl View {
 #[cfg(test)]
 mod tests {
     use haar_api::xml::Writer;
-    use haar_records::ec2::{
-        BootMode, DeregistrationProtection, ImageBoot, ImageState, InstanceState, LaunchPermission,
-    };
-    use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION, Tags};
+    use haar_records::ec2::{BootMode, ImageBoot, InstanceState};
+    use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION};
     use haar_store::Tx;
     use proptest::prelude::*;
     use time::OffsetDateTime;
@@ -287,33 +285,8 @@ mod tests {
     }
 
     fn image() -> Image {
-        Image {
-            account: GLOBAL_ACCOUNT.into(),
-            region: GLOBAL_REGION.into(),
-            id: IMAGE.into(),
-            owner: SCOPE.account.into(),
-            name: "tiny".into(),
-            description: None,
-            architecture: "x86_64".into(),
-            state: ImageState::Available,
-            creation_date: OffsetDateTime::UNIX_EPOCH,
-            root_device_name: "/dev/xvda".into(),
-            root_size_gib: 1,
-            boot: ImageBoot::Firmware(BootMode::LegacyBios),
-            default_user: "root".into(),
-            tags: Tags::new(),
-            state_reason: None,
-            devices: Vec::new(),
-            library_id: None,
-            library_entry: None,
-            source_instance_id: None,
-            launch_permission: LaunchPermission::default(),
-            last_launched: None,
-            copied_from: None,
-            deprecate_at: None,
-            imds_v2: false,
-            protection: DeregistrationProtection::Disabled,
-        }
+        let (root, boot) = (("/dev/xvda", 1), ImageBoot::Firmware(BootMode::LegacyBios));
+        Image::new(GLOBAL_ACCOUNT, GLOBAL_REGION, IMAGE.into(), root, boot, OffsetDateTime::UNIX_EPOCH)
     }
 
     /// Changes the instance at a place among all.
