@@ -1,29 +1,13 @@
-//! Policy documents.
+//! Policy documents, read and checked as IAM does.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::fmt;
 
-use serde::ser::{Serialize, SerializeMap, Serializer};
-
+use super::{Effect, MalformedPolicy, Patterns, Policy, PolicyKind, Position, Statement, Version};
 use crate::condition::{Condition, Operator};
 use crate::json::{self, Raw, Value};
-use crate::key::Key;
 use crate::pattern::Pattern;
 use crate::principal::{Name, Named, PARTITIONS, PrincipalElement, PrincipalType, is_partition};
-
-/// Why a document is no policy: the message of `MalformedPolicyDocument`, in IAM's words.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct MalformedPolicy(Cow<'static, str>);
-
-impl MalformedPolicy {
-    /// The message.
-    #[must_use]
-    pub fn message(&self) -> &str {
-        &self.0
-    }
-}
 
 const SYNTAX: MalformedPolicy = MalformedPolicy(Cow::Borrowed("Syntax errors in policy."));
 const LEGACY: MalformedPolicy = MalformedPolicy(Cow::Borrowed("The policy failed legacy parsing"));
@@ -32,129 +16,10 @@ fn malformed<T>(message: impl Into<Cow<'static, str>>) -> Result<T, MalformedPol
     Err(MalformedPolicy(message.into()))
 }
 
-/// What a document is for, which decides what it must and must not have (IAM User Guide, "Grammar of the IAM JSON policy
-/// language", "Policy grammar notes").
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum PolicyKind {
-    /// A managed policy, also as permissions boundary: the version must be 2012-10-17, no principals.
-    Managed,
-    /// An inline policy of a user, group or role, or a session policy: no principals.
-    Inline,
-    /// A role's trust policy: with principals, without resources, only actions of STS.
-    Trust,
-    /// Any other resource-based policy: with principals; resources as the service wants it.
-    Resource,
-}
-
-impl PolicyKind {
-    fn is_identity_based(self) -> bool {
-        matches!(self, Self::Managed | Self::Inline)
-    }
-}
-
-/// The version of the policy language (IAM User Guide, "IAM JSON policy elements: Version").
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Version {
-    /// 2008-10-17, also that of documents without version: there are no policy variables.
-    V2008,
-    /// 2012-10-17.
-    V2012,
-}
-
-/// What a statement does (IAM User Guide, "IAM JSON policy elements: Effect").
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Effect {
-    /// It allows.
-    Allow,
-    /// It denies, whatever else allows.
-    Deny,
-}
-
-/// A place in a document, counted from 1 (IAM API Reference, "Position").
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Position {
-    /// Line.
-    pub line: usize,
-    /// Character of the line.
-    pub column: usize,
-}
-
-/// A policy, ready to be evaluated.
-///
-/// Two policies are equal if they mean the same by the same words; white space, the order of elements, and whether a single
-/// value stands in a list do not count. What it displays is such an equal document.
-///
-/// ```
-/// use haar_policy::{Policy, PolicyKind};
-///
-/// let document = r#"{
-///     "Version": "2012-10-17",
-///     "Statement": {"Effect": "Allow", "Action": "s3:ListBucket", "Resource": "arn:aws:s3:::example_bucket"}
-/// }"#;
-/// let policy = Policy::parse(document, PolicyKind::Managed)?;
-/// assert_eq!(policy.statements().len(), 1);
-///
-/// let error = Policy::parse("{}", PolicyKind::Managed).unwrap_err();
-/// assert_eq!(error.message(), "Syntax errors in policy.");
-/// # Ok::<_, haar_policy::MalformedPolicy>(())
-/// ```
-#[derive(Debug, Clone)]
-pub struct Policy {
-    version: Option<Version>,
-    id: Option<String>,
-    pub(crate) statements: Vec<Statement>,
-}
-
-impl PartialEq for Policy {
-    fn eq(&self, other: &Self) -> bool {
-        (self.version, &self.id, &self.statements) == (other.version, &other.id, &other.statements)
-    }
-}
-
-impl Eq for Policy {}
-
-/// A statement of a policy (IAM User Guide, "IAM JSON policy elements: Statement").
-#[derive(Debug, Clone)]
-pub struct Statement {
-    sid: Option<String>,
-    effect: Effect,
-    pub(crate) principal: Option<PrincipalElement>,
-    pub(crate) action: Patterns,
-    /// None in trust policies, and in policies whose service knows the resource.
-    pub(crate) resource: Option<Patterns>,
-    pub(crate) conditions: Vec<Condition>,
-    start: Position,
-    end: Position,
-}
-
-impl PartialEq for Statement {
-    fn eq(&self, other: &Self) -> bool {
-        (&self.sid, self.effect, &self.principal, &self.action, &self.resource, &self.conditions)
-            == (&other.sid, other.effect, &other.principal, &other.action, &other.resource, &other.conditions)
-    }
-}
-
-impl Eq for Statement {}
-
-/// `Action` or `NotAction`, `Resource` or `NotResource`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Patterns {
-    pub(crate) not: bool,
-    pub(crate) written: Vec<String>,
-    pub(crate) patterns: Vec<Pattern>,
-}
-
-impl Patterns {
-    fn new(element: Element, pattern: impl Fn(&str) -> Pattern) -> Self {
-        let patterns = element.values.iter().map(|text| pattern(text)).collect();
-        Self { not: element.not, written: element.values, patterns }
-    }
-}
-
 impl Policy {
     /// Reads a document and checks it as IAM does.
     ///
-    /// The length is the caller's to check, see [`length_without_white_space`]. Takes memory proportional to the
+    /// The length is the caller's to check, see [`crate::length_without_white_space`]. Takes memory proportional to the
     /// document's length, and no more stack for deeply nested ones.
     ///
     /// # Errors
@@ -172,76 +37,13 @@ impl Policy {
             statements: parsed.statements.into_iter().map(compile).collect::<Result<_, _>>()?,
         })
     }
-
-    /// The version of the language.
-    #[must_use]
-    pub fn version(&self) -> Version {
-        self.version.unwrap_or(Version::V2008)
-    }
-
-    /// The `Id` element.
-    #[must_use]
-    pub fn id(&self) -> Option<&str> {
-        self.id.as_deref()
-    }
-
-    /// The statements, in their order.
-    #[must_use]
-    pub fn statements(&self) -> &[Statement] {
-        &self.statements
-    }
-
-    /// The condition keys that the policy asks for, as they are written, each once (IAM API Reference,
-    /// GetContextKeysForCustomPolicy).
-    #[must_use]
-    pub fn context_keys(&self) -> Vec<&str> {
-        let mut known = BTreeSet::new();
-        let keys = self.statements.iter().flat_map(Statement::keys);
-        keys.filter(|key| known.insert(key.lower())).map(Key::as_str).collect()
-    }
 }
 
-impl Statement {
-    /// The `Sid` element.
-    #[must_use]
-    pub fn sid(&self) -> Option<&str> {
-        self.sid.as_deref()
+impl Patterns {
+    fn new(element: Element, pattern: impl Fn(&str) -> Pattern) -> Self {
+        let patterns = element.values.iter().map(|text| pattern(text)).collect();
+        Self { not: element.not, written: element.values, patterns }
     }
-
-    /// Whether it allows or denies.
-    #[must_use]
-    pub fn effect(&self) -> Effect {
-        self.effect
-    }
-
-    /// Where it begins, as SimulatePrincipalPolicy tells it: behind what stands before it, which is the list's bracket, the
-    /// previous statement, or the own brace of a statement that is not in a list.
-    #[must_use]
-    pub fn start(&self) -> Position {
-        self.start
-    }
-
-    /// Where it ends: behind its brace.
-    #[must_use]
-    pub fn end(&self) -> Position {
-        self.end
-    }
-
-    /// The keys of the conditions and of all variables.
-    pub(crate) fn keys(&self) -> impl Iterator<Item = &Key> {
-        let resources = self.resource.iter().flat_map(|resource| &resource.patterns).flat_map(Pattern::keys);
-        self.conditions.iter().flat_map(Condition::keys).chain(resources)
-    }
-}
-
-/// The length of a document as IAM's quotas count it: without white space (IAM User Guide, "IAM and AWS STS quotas").
-///
-/// ```
-/// assert_eq!(haar_policy::length_without_white_space("{\n  \"Id\": \"a b\"\n}"), 11);
-/// ```
-#[must_use]
-pub fn length_without_white_space(document: &str) -> usize {
-    document.chars().filter(|c| !c.is_whitespace()).count()
 }
 
 /// A document whose syntax is right.
@@ -661,83 +463,5 @@ impl Positions<'_> {
         }
         self.at = at;
         self.position
-    }
-}
-
-/// The document in one line.
-impl fmt::Display for Policy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&serde_json::to_string(self).map_err(|_| fmt::Error)?)
-    }
-}
-
-impl Serialize for Policy {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
-        if let Some(version) = self.version {
-            let name = if version == Version::V2008 { "2008-10-17" } else { "2012-10-17" };
-            map.serialize_entry("Version", name)?;
-        }
-        if let Some(id) = &self.id {
-            map.serialize_entry("Id", id)?;
-        }
-        map.serialize_entry("Statement", &self.statements)?;
-        map.end()
-    }
-}
-
-impl Serialize for Statement {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
-        if let Some(sid) = &self.sid {
-            map.serialize_entry("Sid", sid)?;
-        }
-        map.serialize_entry("Effect", if self.effect == Effect::Allow { "Allow" } else { "Deny" })?;
-        if let Some(principal) = &self.principal {
-            let name = if principal.not { "NotPrincipal" } else { "Principal" };
-            map.serialize_entry(name, &principal.named)?;
-        }
-        map.serialize_entry(if self.action.not { "NotAction" } else { "Action" }, &self.action.written)?;
-        if let Some(resource) = &self.resource {
-            map.serialize_entry(if resource.not { "NotResource" } else { "Resource" }, &resource.written)?;
-        }
-        if !self.conditions.is_empty() {
-            map.serialize_entry("Condition", &Conditions(&self.conditions))?;
-        }
-        map.end()
-    }
-}
-
-impl Serialize for Named {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Named::Everyone => serializer.serialize_str("*"),
-            Named::Map(map) => {
-                serializer.collect_map(map.iter().map(|(of, names)| {
-                    (of.name(), names.iter().map(|name| &*name.written).collect::<Vec<_>>())
-                }))
-            }
-        }
-    }
-}
-
-/// Conditions by operator. Those of one operator stand next to each other.
-struct Conditions<'a>(&'a [Condition]);
-
-impl Serialize for Conditions<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(
-            self.0
-                .chunk_by(|one, other| one.operator == other.operator)
-                .map(|conditions| (conditions[0].operator.name(), Keys(conditions))),
-        )
-    }
-}
-
-struct Keys<'a>(&'a [Condition]);
-
-impl Serialize for Keys<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().map(|condition| (condition.key.as_str(), &condition.written)))
     }
 }
