@@ -1,27 +1,20 @@
-//! What the operations of IAM share: errors, names, tags, pages, documents.
-
-use std::collections::BTreeSet;
+//! What the operations of IAM share: errors, names, pages, documents.
 
 use haar_api::{Context, Error, PrincipalKind};
 use haar_core::{Fingerprint, PageRequest};
 use haar_policy::{Policy, PolicyKind, length_without_white_space};
-use haar_records::Tags;
 use haar_records::iam::{Group, InstanceProfile, REGION, Role, User, name_id};
 use haar_store::{Entry, Resource, Snapshot, Tx};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 
 use super::Handlers;
-use super::model::Tag;
 
 /// What went wrong, in a handler or in its transaction.
 pub(super) type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// The length of a page that is not said.
 const PAGE: i32 = 100;
-
-/// Most tags of a resource.
-const MAX_TAGS: usize = 50;
 
 /// What stays as it is in documents of answers (RFC 3986, section 2.3).
 const DOCUMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -126,43 +119,6 @@ pub(super) fn path(path: Option<String>) -> Result<String> {
     ))
 }
 
-/// The tags of something new.
-pub(super) fn new_tags(tags: Vec<Tag>) -> Result<Tags> {
-    let mut made = Tags::new();
-    add_tags(&mut made, tags)?;
-    Ok(made)
-}
-
-/// Adds tags. Their keys are told apart without regard to case, but keep it.
-pub(super) fn add_tags(to: &mut Tags, tags: Vec<Tag>) -> Result<()> {
-    let mut seen = BTreeSet::new();
-    for Tag { key, value } in tags {
-        if key.to_lowercase().starts_with("aws:") {
-            return Err(invalid_input("Tag keys that begin with aws: are reserved for system use."));
-        }
-        if !seen.insert(key.to_lowercase()) {
-            return Err(invalid_input(
-                "Duplicate tag keys found. Please note that Tag keys are case insensitive.",
-            ));
-        }
-        to.retain(|own, _| own.to_lowercase() != key.to_lowercase());
-        to.insert(key, value);
-    }
-    if to.len() > MAX_TAGS {
-        return Err(limit_exceeded(format!("The number of tags has reached the maximum limit: {MAX_TAGS}")));
-    }
-    Ok(())
-}
-
-/// Removes tags by their keys.
-pub(super) fn remove_tags(from: &mut Tags, keys: &[String]) {
-    from.retain(|own, _| !keys.iter().any(|key| key.to_lowercase() == own.to_lowercase()));
-}
-
-pub(super) fn tags(tags: &Tags) -> Vec<Tag> {
-    tags.iter().map(|(key, value)| Tag { key: key.clone(), value: value.clone() }).collect()
-}
-
 /// A page of a list.
 pub(super) struct Page<T> {
     pub items: Vec<T>,
@@ -216,32 +172,11 @@ pub(super) fn length(document: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use proptest::prelude::*;
 
     use super::*;
 
     proptest! {
-        /// Whatever tags are added and removed in whatever case: what is there is what a map without case has, with the last spelling.
-        #[test]
-        fn tags_are_a_map_without_case(
-            steps in prop::collection::vec((any::<bool>(), "[a-cA-C]{1,2}", "[x-z]{0,2}"), 0..40),
-        ) {
-            let (mut tags, mut model) = (Tags::new(), BTreeMap::new());
-            for (add, key, value) in steps {
-                if add {
-                    add_tags(&mut tags, vec![Tag { key: key.clone(), value: value.clone() }]).unwrap();
-                    model.insert(key.to_lowercase(), (key, value));
-                } else {
-                    remove_tags(&mut tags, std::slice::from_ref(&key));
-                    model.remove(&key.to_lowercase());
-                }
-            }
-            let expected: Tags = model.into_values().collect();
-            prop_assert_eq!(tags, expected);
-        }
-
         /// A path that is taken is made of whole names between slashes.
         #[test]
         fn paths_are_names_between_slashes(text in "[/a-z é]{0,8}") {
@@ -252,21 +187,5 @@ mod tests {
                 prop_assert!(within.iter().all(|name| !name.is_empty() && name.is_ascii() && !name.contains(' ')));
             }
         }
-    }
-
-    #[test]
-    fn fifty_tags_are_the_most() {
-        let tag = |n: usize| Tag { key: format!("k{n}"), value: String::new() };
-        let mut tags = Tags::new();
-        add_tags(&mut tags, (0..50).map(tag).collect()).unwrap();
-        add_tags(&mut tags, vec![tag(7)]).unwrap();
-        assert_eq!(add_tags(&mut tags, vec![tag(50)]).unwrap_err().code, "LimitExceeded");
-        let twice = vec![
-            Tag { key: "a".into(), value: String::new() },
-            Tag { key: "A".into(), value: String::new() },
-        ];
-        assert_eq!(add_tags(&mut Tags::new(), twice).unwrap_err().code, "InvalidInput");
-        let own = vec![Tag { key: "AWS:x".into(), value: String::new() }];
-        assert_eq!(add_tags(&mut Tags::new(), own).unwrap_err().code, "InvalidInput");
     }
 }

@@ -8,6 +8,7 @@ use qrcode::{Color, QrCode};
 use super::Handlers;
 use super::common::*;
 use super::model::*;
+use super::tags::{new_tags, tag, tags, untag};
 use super::users::user;
 use crate::totp;
 
@@ -298,28 +299,13 @@ pub(super) async fn list_virtual_mfa_devices(
     })
 }
 
-async fn change_tags(
-    handlers: &Handlers,
-    ctx: &Context,
-    serial: &str,
-    mut body: impl FnMut(&mut haar_records::Tags) -> Result<()>,
-) -> Result<()> {
-    haar_core::transact(&handlers.store, ctx, |tx| {
-        let mut device = need_device(tx, ctx, serial)?;
-        body(&mut device.tags)?;
-        tx.put(device);
-        Ok(())
-    })
-    .await
-}
-
 /// `TagMFADevice`.
 pub(super) async fn tag_mfa_device(
     handlers: &Handlers,
     ctx: &Context,
     input: TagMFADeviceRequest,
 ) -> Result<()> {
-    change_tags(handlers, ctx, &input.serial_number, |tags| add_tags(tags, input.tags.clone())).await
+    tag(handlers, ctx, |tx| need_device(tx, ctx, &input.serial_number), &input.tags).await
 }
 
 /// `UntagMFADevice`.
@@ -328,11 +314,7 @@ pub(super) async fn untag_mfa_device(
     ctx: &Context,
     input: UntagMFADeviceRequest,
 ) -> Result<()> {
-    change_tags(handlers, ctx, &input.serial_number, |tags| {
-        remove_tags(tags, &input.tag_keys);
-        Ok(())
-    })
-    .await
+    untag(handlers, ctx, |tx| need_device(tx, ctx, &input.serial_number), &input.tag_keys).await
 }
 
 /// `ListMFADeviceTags`.

@@ -11,6 +11,7 @@ mod policies;
 mod roles;
 mod service_linked;
 mod simulate;
+mod tags;
 mod users;
 
 use std::sync::Arc;

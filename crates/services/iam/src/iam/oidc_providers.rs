@@ -7,6 +7,7 @@ use haar_store::Tx;
 use super::Handlers;
 use super::common::*;
 use super::model::*;
+use super::tags::{new_tags, tag, tags, untag};
 use crate::sts::{is_loopback, provider_id};
 
 const MAX_PROVIDERS: usize = 100;
@@ -193,10 +194,7 @@ pub(super) async fn tag_open_id_connect_provider(
     ctx: &Context,
     input: TagOpenIDConnectProviderRequest,
 ) -> Result<()> {
-    change(handlers, ctx, &input.open_id_connect_provider_arn, |record| {
-        add_tags(&mut record.tags, input.tags.clone())
-    })
-    .await
+    tag(handlers, ctx, |tx| need(tx, ctx, &input.open_id_connect_provider_arn), &input.tags).await
 }
 
 /// `UntagOpenIDConnectProvider`.
@@ -205,11 +203,7 @@ pub(super) async fn untag_open_id_connect_provider(
     ctx: &Context,
     input: UntagOpenIDConnectProviderRequest,
 ) -> Result<()> {
-    change(handlers, ctx, &input.open_id_connect_provider_arn, |record| {
-        remove_tags(&mut record.tags, &input.tag_keys);
-        Ok(())
-    })
-    .await
+    untag(handlers, ctx, |tx| need(tx, ctx, &input.open_id_connect_provider_arn), &input.tag_keys).await
 }
 
 /// `ListOpenIDConnectProviderTags`.

@@ -10,6 +10,7 @@ use time::macros::datetime;
 use super::Handlers;
 use super::common::*;
 use super::model::*;
+use super::tags::{new_tags, tag, tags, untag};
 use crate::aws_managed::{self, AwsManaged};
 use crate::caller::policy_arn;
 use crate::keyring::new_unique_id;
@@ -439,13 +440,7 @@ pub(super) async fn list_entities_for_policy(
 
 /// `TagPolicy`.
 pub(super) async fn tag_policy(handlers: &Handlers, ctx: &Context, input: TagPolicyRequest) -> Result<()> {
-    haar_core::transact(&handlers.store, ctx, |tx| {
-        let mut record = need_own(tx, ctx, &input.policy_arn)?;
-        add_tags(&mut record.tags, input.tags.clone())?;
-        tx.put(record);
-        Ok(())
-    })
-    .await
+    tag(handlers, ctx, |tx| need_own(tx, ctx, &input.policy_arn), &input.tags).await
 }
 
 /// `UntagPolicy`.
@@ -454,13 +449,7 @@ pub(super) async fn untag_policy(
     ctx: &Context,
     input: UntagPolicyRequest,
 ) -> Result<()> {
-    haar_core::transact(&handlers.store, ctx, |tx| {
-        let mut record = need_own(tx, ctx, &input.policy_arn)?;
-        remove_tags(&mut record.tags, &input.tag_keys);
-        tx.put(record);
-        Ok(())
-    })
-    .await
+    untag(handlers, ctx, |tx| need_own(tx, ctx, &input.policy_arn), &input.tag_keys).await
 }
 
 /// `ListPolicyTags`.

@@ -12,6 +12,7 @@ use super::Handlers;
 use super::common::*;
 use super::identities::{Identity as _, boundary, check_boundary};
 use super::model::*;
+use super::tags::{new_tags, tag, tags, untag};
 use crate::keyring::new_unique_id;
 use crate::trust;
 
@@ -230,19 +231,12 @@ pub(super) async fn delete_role(handlers: &Handlers, ctx: &Context, input: Delet
 
 /// `TagRole`.
 pub(super) async fn tag_role(handlers: &Handlers, ctx: &Context, input: TagRoleRequest) -> Result<()> {
-    change(handlers, ctx, &input.role_name, |_, role| add_tags(&mut role.tags, input.tags.clone()))
-        .await
-        .map(drop)
+    tag(handlers, ctx, |tx| need::<iam::Role>(tx, ctx, &input.role_name), &input.tags).await
 }
 
 /// `UntagRole`.
 pub(super) async fn untag_role(handlers: &Handlers, ctx: &Context, input: UntagRoleRequest) -> Result<()> {
-    change(handlers, ctx, &input.role_name, |_, role| {
-        remove_tags(&mut role.tags, &input.tag_keys);
-        Ok(())
-    })
-    .await
-    .map(drop)
+    untag(handlers, ctx, |tx| need::<iam::Role>(tx, ctx, &input.role_name), &input.tag_keys).await
 }
 
 /// `ListRoleTags`.
@@ -427,13 +421,8 @@ pub(super) async fn tag_instance_profile(
     ctx: &Context,
     input: TagInstanceProfileRequest,
 ) -> Result<()> {
-    haar_core::transact(&handlers.store, ctx, |tx| {
-        let mut record = need::<iam::InstanceProfile>(tx, ctx, &input.instance_profile_name)?;
-        add_tags(&mut record.tags, input.tags.clone())?;
-        tx.put(record);
-        Ok(())
-    })
-    .await
+    tag(handlers, ctx, |tx| need::<iam::InstanceProfile>(tx, ctx, &input.instance_profile_name), &input.tags)
+        .await
 }
 
 /// `UntagInstanceProfile`.
@@ -442,12 +431,12 @@ pub(super) async fn untag_instance_profile(
     ctx: &Context,
     input: UntagInstanceProfileRequest,
 ) -> Result<()> {
-    haar_core::transact(&handlers.store, ctx, |tx| {
-        let mut record = need::<iam::InstanceProfile>(tx, ctx, &input.instance_profile_name)?;
-        remove_tags(&mut record.tags, &input.tag_keys);
-        tx.put(record);
-        Ok(())
-    })
+    untag(
+        handlers,
+        ctx,
+        |tx| need::<iam::InstanceProfile>(tx, ctx, &input.instance_profile_name),
+        &input.tag_keys,
+    )
     .await
 }
 

@@ -10,6 +10,7 @@ use super::Handlers;
 use super::common::*;
 use super::identities::{boundary, check_boundary};
 use super::model::*;
+use super::tags::{new_tags, tag, tags, untag};
 use crate::keyring::new_unique_id;
 
 const MAX_USERS: usize = 5000;
@@ -176,24 +177,12 @@ pub(super) async fn delete_user(handlers: &Handlers, ctx: &Context, input: Delet
 
 /// `TagUser`.
 pub(super) async fn tag_user(handlers: &Handlers, ctx: &Context, input: TagUserRequest) -> Result<()> {
-    haar_core::transact(&handlers.store, ctx, |tx| {
-        let mut record = need::<iam::User>(tx, ctx, &input.user_name)?;
-        add_tags(&mut record.tags, input.tags.clone())?;
-        tx.put(record);
-        Ok(())
-    })
-    .await
+    tag(handlers, ctx, |tx| need::<iam::User>(tx, ctx, &input.user_name), &input.tags).await
 }
 
 /// `UntagUser`.
 pub(super) async fn untag_user(handlers: &Handlers, ctx: &Context, input: UntagUserRequest) -> Result<()> {
-    haar_core::transact(&handlers.store, ctx, |tx| {
-        let mut record = need::<iam::User>(tx, ctx, &input.user_name)?;
-        remove_tags(&mut record.tags, &input.tag_keys);
-        tx.put(record);
-        Ok(())
-    })
-    .await
+    untag(handlers, ctx, |tx| need::<iam::User>(tx, ctx, &input.user_name), &input.tag_keys).await
 }
 
 /// `ListUserTags`.
