@@ -61,7 +61,7 @@ pub fn of(snapshot: &Snapshot, scope: Scope<'_>, resource_type: &str, id: &str) 
 }
 
 /// A record with tags.
-trait Tagged: Resource {
+pub(crate) trait Tagged: Resource {
     fn tags(&self) -> &Tags;
     fn tags_mut(&mut self) -> &mut Tags;
 

@@ -16,6 +16,7 @@ use haar_store::{Snapshot, Store};
 
 use crate::instances::profiles;
 use crate::scope::Scope;
+use crate::tags::Tagged;
 use crate::{defaults, images, launch_templates, subnets, tags};
 
 /// Finds the resources of EC2 in the records.
@@ -146,32 +147,15 @@ impl Finder<'_> {
 
     /// A resource by its id, or the name that some types are known by.
     fn existing(&self, resource_type: &str, id: &str) -> Resource {
-        let Scope { account, region } = self.scope();
-        let arn_of = |resource_type: &str, id: &str| self.arn(resource_type, id);
-        let id = match resource_type {
-            "launch-template" if !id.starts_with("lt-") => {
-                let found = launch_templates::named(&self.snapshot, self.scope(), None, Some(id), None);
-                found.map_or_else(|| id.to_owned(), |(id, ..)| id)
-            }
-            "security-group" if !id.starts_with("sg-") => self.group_id(id).unwrap_or_else(|| id.to_owned()),
-            "key-pair" if id.starts_with("key-") => {
-                let pair = self.snapshot.get::<KeyPair>(account, region, id);
-                pair.map_or_else(|| id.to_owned(), |pair| pair.name.clone())
-            }
-            "image" => images::resolve(&self.snapshot, id).unwrap_or_else(|_| id.to_owned()),
-            _ => id.to_owned(),
-        };
+        let id = self.id_of(resource_type, id);
         let id = id.as_str();
-        let mut resource = self.named(self.arn(resource_type, id));
-        let owner = |resource: Resource, owner: &str| resource.with("aws:ResourceAccount", owner);
+        let resource = self.named(self.arn(resource_type, id));
         match resource_type {
             "instance" => {
-                resource = resource.with("ec2:InstanceID", id);
-                if let Some(found) = self.snapshot.get::<Instance>(account, region, id) {
-                    let spec = &found.spec;
-                    let metadata = &spec.metadata_options;
-                    resource = owner(resource, account)
-                        .with_tags(found.tags.clone())
+                let resource = resource.with("ec2:InstanceID", id);
+                self.recorded(resource, id, |resource, found: &Instance| {
+                    let (spec, metadata) = (&found.spec, &found.spec.metadata_options);
+                    resource
                         .with("ec2:InstanceType", &spec.instance_type)
                         .with("ec2:AvailabilityZone", &spec.availability_zone)
                         .with("ec2:EbsOptimized", spec.ebs_optimized.to_string())
@@ -183,100 +167,118 @@ impl Finder<'_> {
                             "ec2:InstanceProfile",
                             spec.instance_profile.as_ref().map(|profile| &profile.arn),
                         )
-                        .with("ec2:Tenancy", "default");
-                }
+                        .with("ec2:Tenancy", "default")
+                })
             }
-            "volume" => {
-                resource = resource.with("ec2:VolumeID", id);
-                if let Some(found) = self.snapshot.get::<Volume>(account, region, id) {
-                    let parent = found.snapshot_id.as_ref().map(|id| arn_of("snapshot", id));
-                    resource = owner(resource, account)
-                        .with_tags(found.tags.clone())
-                        .with("ec2:AvailabilityZone", &found.availability_zone)
-                        .with("ec2:Encrypted", found.encryption.is_some().to_string())
-                        .with("ec2:VolumeSize", found.size_gib.to_string())
-                        .with("ec2:VolumeType", found.volume_type.as_str())
-                        .with_some("ec2:VolumeIops", found.iops.map(|iops| iops.to_string()))
-                        .with_some("ec2:VolumeThroughput", found.throughput.map(|most| most.to_string()))
-                        .with_some("ec2:ParentSnapshot", parent);
-                }
-            }
+            "volume" => self.recorded(resource.with("ec2:VolumeID", id), id, |resource, found: &Volume| {
+                let parent = found.snapshot_id.as_ref().map(|id| self.arn("snapshot", id));
+                resource
+                    .with("ec2:AvailabilityZone", &found.availability_zone)
+                    .with("ec2:Encrypted", found.encryption.is_some().to_string())
+                    .with("ec2:VolumeSize", found.size_gib.to_string())
+                    .with("ec2:VolumeType", found.volume_type.as_str())
+                    .with_some("ec2:VolumeIops", found.iops.map(|iops| iops.to_string()))
+                    .with_some("ec2:VolumeThroughput", found.throughput.map(|most| most.to_string()))
+                    .with_some("ec2:ParentSnapshot", parent)
+            }),
             "snapshot" => {
-                resource = resource.with("ec2:SnapshotID", id);
-                if let Some(found) = self.snapshot.get::<EbsSnapshot>(account, region, id) {
-                    resource = owner(resource, account)
-                        .with_tags(found.tags.clone())
+                let resource = resource.with("ec2:SnapshotID", id);
+                self.recorded(resource, id, |resource, found: &EbsSnapshot| {
+                    resource
                         .with("ec2:Encrypted", found.encryption.is_some().to_string())
-                        .with("ec2:Owner", account)
-                        .with("ec2:ParentVolume", arn_of("volume", &found.volume_id))
+                        .with("ec2:Owner", &found.account)
+                        .with("ec2:ParentVolume", self.arn("volume", &found.volume_id))
                         .with("ec2:SnapshotTime", haar_policy::date_text(found.start_time))
-                        .with("ec2:VolumeSize", found.volume_size_gib.to_string());
-                }
+                        .with("ec2:VolumeSize", found.volume_size_gib.to_string())
+                })
             }
-            "image" => {
-                resource = resource.with("ec2:ImageID", id).with("ec2:ImageType", "machine");
-                let own = self.snapshot.get::<Image>(account, region, id);
-                let shared = || self.snapshot.get::<Image>(GLOBAL_ACCOUNT, GLOBAL_REGION, id);
-                if let Some(found) = own.or_else(shared) {
-                    resource = owner(resource, &found.owner)
-                        .with_tags(found.tags.clone())
-                        .with("ec2:Owner", &found.owner)
-                        .with("ec2:Public", (found.account == GLOBAL_ACCOUNT).to_string())
-                        .with("ec2:RootDeviceType", "ebs");
-                }
-            }
-            "subnet" => {
-                resource = resource.with("ec2:SubnetID", id);
-                if let Some(found) = self.snapshot.get::<Subnet>(account, region, id) {
-                    resource = owner(resource, account)
-                        .with_tags(found.tags.clone())
-                        .with("ec2:AvailabilityZone", &found.availability_zone)
-                        .with("ec2:Vpc", arn_of("vpc", &found.vpc_id));
-                }
-            }
+            "image" => self.image(resource.with("ec2:ImageID", id).with("ec2:ImageType", "machine"), id),
+            "subnet" => self.recorded(resource.with("ec2:SubnetID", id), id, |resource, found: &Subnet| {
+                resource
+                    .with("ec2:AvailabilityZone", &found.availability_zone)
+                    .with("ec2:Vpc", self.arn("vpc", &found.vpc_id))
+            }),
             "security-group" => {
-                resource = resource.with("ec2:SecurityGroupID", id);
-                if let Some(found) = self.snapshot.get::<SecurityGroup>(account, region, id) {
-                    resource = owner(resource, account)
-                        .with_tags(found.tags.clone())
-                        .with("ec2:Vpc", arn_of("vpc", &found.vpc_id));
-                }
+                let resource = resource.with("ec2:SecurityGroupID", id);
+                self.recorded(resource, id, |resource, found: &SecurityGroup| {
+                    resource.with("ec2:Vpc", self.arn("vpc", &found.vpc_id))
+                })
             }
             "network-interface" => {
-                resource = resource.with("ec2:NetworkInterfaceID", id);
-                if let Some(found) = self.snapshot.get::<NetworkInterface>(account, region, id) {
-                    let subnet = self.snapshot.get::<Subnet>(account, region, &found.subnet_id);
-                    resource = owner(resource, account)
-                        .with_tags(found.tags.clone())
-                        .with("ec2:Subnet", arn_of("subnet", &found.subnet_id))
-                        .with("ec2:Vpc", arn_of("vpc", &found.vpc_id))
-                        .with_some("ec2:AvailabilityZone", subnet.map(|s| s.availability_zone.clone()));
-                }
+                let resource = resource.with("ec2:NetworkInterfaceID", id);
+                self.recorded(resource, id, |resource, found: &NetworkInterface| {
+                    let subnet = self.snapshot.get::<Subnet>(&found.account, &found.region, &found.subnet_id);
+                    resource
+                        .with("ec2:Subnet", self.arn("subnet", &found.subnet_id))
+                        .with("ec2:Vpc", self.arn("vpc", &found.vpc_id))
+                        .with_some("ec2:AvailabilityZone", subnet.map(|s| s.availability_zone.clone()))
+                })
             }
-            "key-pair" => {
-                resource = resource.with("ec2:KeyPairName", id);
-                let mut named = self.snapshot.by_index::<KeyPair>(account, region, "name", id);
-                if let Some(found) = named.next() {
-                    let key_type = if found.key_type == KeyType::Rsa { "rsa" } else { "ed25519" };
-                    resource = owner(resource, account)
-                        .with_tags(found.tags.clone())
-                        .with("ec2:KeyPairType", key_type);
-                }
-            }
-            "vpc" => {
-                resource = resource.with("ec2:VpcID", id);
-                if let Some(found) = self.snapshot.get::<Vpc>(account, region, id) {
-                    resource =
-                        owner(resource, account).with_tags(found.tags.clone()).with("ec2:Tenancy", "default");
-                }
-            }
-            other => {
-                if let Some(found) = tags::of(&self.snapshot, self.scope(), other, id) {
-                    resource = owner(resource, account).with_tags(found);
-                }
-            }
+            "key-pair" => self.key_pair(resource.with("ec2:KeyPairName", id), id),
+            "vpc" => self.recorded(resource.with("ec2:VpcID", id), id, |resource, _: &Vpc| {
+                resource.with("ec2:Tenancy", "default")
+            }),
+            other => match tags::of(&self.snapshot, self.scope(), other, id) {
+                Some(tags) => resource.with("aws:ResourceAccount", self.scope().account).with_tags(tags),
+                None => resource,
+            },
         }
+    }
+
+    /// The id by which a resource is known in its ARN.
+    fn id_of(&self, resource_type: &str, named: &str) -> String {
+        let Scope { account, region } = self.scope();
+        let id = match resource_type {
+            "launch-template" if !named.starts_with("lt-") => {
+                let found = launch_templates::named(&self.snapshot, self.scope(), None, Some(named), None);
+                found.map(|(id, ..)| id)
+            }
+            "security-group" if !named.starts_with("sg-") => self.group_id(named),
+            "key-pair" if named.starts_with("key-") => {
+                let pair = self.snapshot.get::<KeyPair>(account, region, named);
+                pair.map(|pair| pair.name.clone())
+            }
+            "image" => images::resolve(&self.snapshot, named).ok(),
+            _ => None,
+        };
+        id.unwrap_or_else(|| named.to_owned())
+    }
+
+    /// A resource with what the account's record of it says, if there is one.
+    fn recorded<T: Tagged>(
+        &self,
+        resource: Resource,
+        id: &str,
+        says: impl FnOnce(Resource, &T) -> Resource,
+    ) -> Resource {
+        let Scope { account, region } = self.scope();
+        let Some(found) = self.snapshot.get::<T>(account, region, id) else { return resource };
+        says(resource.with("aws:ResourceAccount", account).with_tags(found.tags().clone()), &found)
+    }
+
+    /// An image of the account, or of the library.
+    fn image(&self, resource: Resource, id: &str) -> Resource {
+        let Scope { account, region } = self.scope();
+        let own = self.snapshot.get::<Image>(account, region, id);
+        let shared = || self.snapshot.get::<Image>(GLOBAL_ACCOUNT, GLOBAL_REGION, id);
+        let Some(found) = own.or_else(shared) else { return resource };
         resource
+            .with("aws:ResourceAccount", &found.owner)
+            .with_tags(found.tags.clone())
+            .with("ec2:Owner", &found.owner)
+            .with("ec2:Public", found.is_of_library().to_string())
+            .with("ec2:RootDeviceType", "ebs")
+    }
+
+    fn key_pair(&self, resource: Resource, name: &str) -> Resource {
+        let Scope { account, region } = self.scope();
+        let Some(found) = self.snapshot.by_index::<KeyPair>(account, region, "name", name).next() else {
+            return resource;
+        };
+        resource
+            .with("aws:ResourceAccount", account)
+            .with_tags(found.tags.clone())
+            .with("ec2:KeyPairType", if found.key_type == KeyType::Rsa { "rsa" } else { "ed25519" })
     }
 
     /// A resource that is about to be made, as the request wants it.
