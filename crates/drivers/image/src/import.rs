@@ -40,6 +40,9 @@ impl Library {
     /// A file that refers to other files (a backing file, an external data file, extents) is refused, because by them it
     /// could reach any file of this machine; so is one that is encrypted, that has been marked corrupt, or that no firmware
     /// could boot.
+    ///
+    /// # Errors
+    /// [`Error::Rejected`] for a file that is not taken; [`Error::InvalidName`] and [`Error::NameTaken`]; what a tool or the file system said.
     pub fn import(&self, file: &Path, options: &ImportOptions, progress: &mut dyn Progress) -> Result<Image> {
         let stem = || file.file_stem().and_then(|stem| stem.to_str()).map(str::to_owned);
         let name = options.name.clone().or_else(stem).unwrap_or_default();

@@ -102,6 +102,9 @@ impl Image {
 
 impl Library {
     /// Opens the library in `dir`, and makes the folder where it is missing.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the folder cannot be made or found.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Library> {
         let dir = dir.into();
         fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
@@ -116,6 +119,9 @@ impl Library {
 
     /// All images, in the order of their identifiers. What an interrupted process left half-made is removed on the way.
     /// An image whose manifest is damaged is left out, with a warning in the log; [`get`](Library::get) says why.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the folder cannot be read.
     pub fn list(&self) -> Result<Vec<Image>> {
         self.collect_garbage()?;
         let mut images = Vec::new();
@@ -131,8 +137,11 @@ impl Library {
         Ok(images)
     }
 
-    /// The image with this identifier, or [`Error::NotFound`]. Checks the manifest and that its files are there with their
+    /// The image with this identifier. Checks the manifest and that its files are there with their
     /// lengths, but does not read them; [`verify`](Library::verify) does.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Manifest`] and [`Error::Corrupt`] for an image that cannot be used; [`Error::Io`].
     pub fn get(&self, id: &ImageId) -> Result<Image> {
         let dir = self.dir.join(id.as_str());
         let path = dir.join(MANIFEST);
@@ -177,11 +186,17 @@ impl Library {
     }
 
     /// The image with this name, if there is one.
+    ///
+    /// # Errors
+    /// As [`list`](Library::list).
     pub fn find_by_name(&self, name: &str) -> Result<Option<Image>> {
         Ok(self.list()?.into_iter().find(|image| image.manifest.name == name))
     }
 
     /// Reads an image's files and compares them with the digests in its manifest.
+    ///
+    /// # Errors
+    /// As [`get`](Library::get), and [`Error::Corrupt`] for a file with other content.
     pub fn verify(&self, id: &ImageId, progress: &mut dyn Progress) -> Result<()> {
         let image = self.get(id)?;
         let total = image.manifest.files().map(|file| file.length).sum();
@@ -199,6 +214,9 @@ impl Library {
     }
 
     /// Removes an image. Nothing checks whether a disk is still an overlay of it: that is for the caller to know.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Io`] where something of it cannot be removed.
     pub fn remove(&self, id: &ImageId) -> Result<()> {
         let _exclusive = self.lock()?;
         let dir = self.dir.join(id.as_str());

@@ -56,7 +56,10 @@ impl Recipe {
         }
     }
 
-    /// The recipe with this name, or [`Error::UnknownRecipe`].
+    /// The recipe with this name.
+    ///
+    /// # Errors
+    /// [`Error::UnknownRecipe`].
     pub fn from_name(name: &str) -> Result<Recipe> {
         let known = || Recipe::ALL.map(Recipe::name).join(", ");
         let found = Recipe::ALL.into_iter().find(|recipe| recipe.name() == name);
@@ -94,6 +97,9 @@ impl Default for BuildOptions {
 impl Library {
     /// Builds an image from Debian packages, which apt fetches from the mirror that this machine is configured with and
     /// checks by the archive's signatures. Needs root, and the packages of [`Recipe::requirements`] on this machine.
+    ///
+    /// # Errors
+    /// [`Error::NeedsRoot`]; [`Error::InvalidName`] and [`Error::NameTaken`]; what a tool or the file system said.
     pub fn build(
         &self,
         recipe: Recipe,

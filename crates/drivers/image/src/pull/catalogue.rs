@@ -86,6 +86,9 @@ impl Catalogue {
 
     /// Adds the entries of a catalogue file; one with the name of an existing entry replaces it. A file that does not exist
     /// adds nothing.
+    ///
+    /// # Errors
+    /// [`Error::Catalogue`] for a file that is no catalogue; [`Error::Io`].
     pub fn extend_from_file(&mut self, path: &Path) -> Result<()> {
         let origin = path.display().to_string();
         match fs::metadata(path) {
@@ -104,7 +107,10 @@ impl Catalogue {
         self.entries.values()
     }
 
-    /// The entry with this name, or [`Error::UnknownEntry`].
+    /// The entry with this name.
+    ///
+    /// # Errors
+    /// [`Error::UnknownEntry`].
     pub fn get(&self, name: &str) -> Result<&Entry> {
         let known = || self.entries.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
         self.entries.get(name).ok_or_else(|| Error::UnknownEntry { name: name.into(), known: known() })

@@ -46,6 +46,9 @@ impl Default for PullOptions {
 impl Library {
     /// Fetches an image of a catalogue. An interrupted transfer is continued, also by a later call. The image appears only
     /// after the published checksum has been found on what was fetched; what has another is discarded.
+    ///
+    /// # Errors
+    /// [`Error::UnknownEntry`]; [`Error::InvalidName`] and [`Error::NameTaken`]; what kept it from being fetched, verified or taken.
     pub fn pull(
         &self,
         catalogue: &Catalogue,
