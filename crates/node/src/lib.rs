@@ -45,6 +45,7 @@ pub use haar_guest::{Credentials, Profile, Role};
 pub use migrations::{Identity, MigrationStatus, Progress as MigrationProgress, Reception};
 pub use qemu::UEFI_FIRMWARE;
 
+use crate::backend::Backend;
 use crate::host::Host;
 use crate::images::Images;
 use crate::imports::Imports;
@@ -113,15 +114,51 @@ struct Inner {
     config: Config,
     store: Store,
     images: haar_image::Library,
+    image_states: reconcile::Handle<Image>,
+    imports: reconcile::Handle<ImportTask>,
+    guests: Guests,
+    /// None where compute is simulated.
+    real: Option<Real>,
+    host: Host,
+}
+
+/// The reconcilers of what a backend runs.
+struct Guests {
     instances: reconcile::Handle<Instance>,
     volumes: reconcile::Handle<Volume>,
     snapshots: reconcile::Handle<EbsSnapshot>,
-    image_states: reconcile::Handle<Image>,
-    imports: reconcile::Handle<ImportTask>,
-    networks: Option<reconcile::Handle<Vpc>>,
-    qemu: Option<Arc<Qemu>>,
-    host: Host,
-    migrations: Option<(Arc<Migrations>, reconcile::Handle<Migration>)>,
+}
+
+impl Guests {
+    /// With so many instances at a time, and so many volumes and as many snapshots.
+    fn start<B: Backend>(
+        store: &Store,
+        host: &Host,
+        backend: &Arc<B>,
+        instances: usize,
+        disks: usize,
+    ) -> Result<Self, Error> {
+        let machines = Instances::new(store.clone(), backend.clone(), host.clone());
+        let volumes = Volumes::new(store.clone(), backend.clone());
+        let snapshots = Snapshots::new(store.clone(), backend.clone());
+        Ok(Self {
+            instances: reconcile::start(store, machines, at_a_time(instances))?,
+            volumes: reconcile::start(store, volumes, at_a_time(disks))?,
+            snapshots: reconcile::start(store, snapshots, at_a_time(disks))?,
+        })
+    }
+}
+
+/// What there is where virtual machines run.
+struct Real {
+    qemu: Arc<Qemu>,
+    networks: reconcile::Handle<Vpc>,
+    migrations: Arc<Migrations>,
+    moving: reconcile::Handle<Migration>,
+}
+
+fn at_a_time(concurrency: usize) -> reconcile::Options {
+    reconcile::Options { concurrency, ..reconcile::Options::default() }
 }
 
 impl Config {
@@ -171,106 +208,33 @@ impl Node {
             reconcile::start(&store, Images::new(store.clone()), reconcile::Options::default())?;
         Images::follow_snapshots(&store, &image_states)?;
         imports::sweep(&config.state_dir, &store)?;
-        // Those that wait for their turn take part in it.
-        let importing = reconcile::Options { concurrency: 256, ..Default::default() };
-        let inner = match config.compute.clone() {
-            Compute::Simulated => {
-                let backend = Arc::new(Simulated);
-                let instances = reconcile::start(
-                    &store,
-                    Instances::new(store.clone(), backend.clone(), host.clone()),
-                    reconcile::Options { concurrency: 64, ..Default::default() },
-                )?;
-                let volumes = reconcile::start(
-                    &store,
-                    Volumes::new(store.clone(), backend.clone()),
-                    reconcile::Options { concurrency: 64, ..Default::default() },
-                )?;
-                let snapshots = reconcile::start(
-                    &store,
-                    Snapshots::new(store.clone(), backend),
-                    reconcile::Options { concurrency: 64, ..Default::default() },
-                )?;
-                let imports = Imports::new(&config, store.clone(), None);
-                let imports = reconcile::start(&store, imports, importing)?;
-                Inner {
-                    config,
-                    store,
-                    images,
-                    instances,
-                    volumes,
-                    snapshots,
-                    image_states,
-                    imports,
-                    networks: None,
-                    qemu: None,
-                    host,
-                    migrations: None,
-                }
-            }
+        let (guests, real) = match &config.compute {
+            Compute::Simulated => (Guests::start(&store, &host, &Arc::new(Simulated), 64, 64)?, None),
             Compute::Qemu { binary, accel } => {
                 let network = Arc::new(Network::new(&config, for_guests, store.clone()).await?);
-                let qemu = Arc::new(Qemu::new(
-                    &config,
-                    &binary,
-                    accel,
-                    images.clone(),
-                    network.clone(),
-                    store.clone(),
-                )?);
+                let qemu =
+                    Qemu::new(&config, binary, *accel, images.clone(), network.clone(), store.clone())?;
+                let qemu = Arc::new(qemu);
                 let migrations = Migrations::new(&config, store.clone(), qemu.clone(), network.clone());
                 migrations.give_up_stale().await?;
-                let moving = reconcile::start(
-                    &store,
-                    migrations::Reconcile(migrations.clone()),
-                    reconcile::Options {
-                        concurrency: 8,
-                        backoff: Duration::from_millis(200),
-                        max_backoff: Duration::from_secs(5),
-                        ..Default::default()
-                    },
-                )?;
-                let instances = reconcile::start(
-                    &store,
-                    Instances::new(store.clone(), qemu.clone(), host.clone()),
-                    reconcile::Options { concurrency: 8, ..Default::default() },
-                )?;
-                qemu.report_to(&instances);
+                let moving = reconcile::Options {
+                    backoff: Duration::from_millis(200),
+                    max_backoff: Duration::from_secs(5),
+                    ..at_a_time(8)
+                };
+                let moving = reconcile::start(&store, migrations::Reconcile(migrations.clone()), moving)?;
+                let guests = Guests::start(&store, &host, &qemu, 8, 4)?;
+                qemu.report_to(&guests.instances);
                 qemu.merge_layers();
-                let volumes = reconcile::start(
-                    &store,
-                    Volumes::new(store.clone(), qemu.clone()),
-                    reconcile::Options { concurrency: 4, ..Default::default() },
-                )?;
-                let snapshots = reconcile::start(
-                    &store,
-                    Snapshots::new(store.clone(), qemu.clone()),
-                    reconcile::Options { concurrency: 4, ..Default::default() },
-                )?;
-                let imports = Imports::new(&config, store.clone(), Some(qemu.clone()));
-                let imports = reconcile::start(&store, imports, importing)?;
-                let networks = reconcile::start(
-                    &store,
-                    Networks::new(network),
-                    reconcile::Options { concurrency: 4, ..Default::default() },
-                )?;
+                let networks = reconcile::start(&store, Networks::new(network), at_a_time(4))?;
                 follow_vpc_parts(&networks)?;
-                Inner {
-                    config,
-                    store,
-                    images,
-                    instances,
-                    volumes,
-                    snapshots,
-                    image_states,
-                    imports,
-                    networks: Some(networks),
-                    qemu: Some(qemu),
-                    host,
-                    migrations: Some((migrations, moving)),
-                }
+                (guests, Some(Real { qemu, networks, migrations, moving }))
             }
         };
+        let imports = Imports::new(&config, store.clone(), real.as_ref().map(|real| real.qemu.clone()));
+        // Those that wait for their turn take part in it.
+        let imports = reconcile::start(&store, imports, at_a_time(256))?;
+        let inner = Inner { config, store, images, image_states, imports, guests, real, host };
         let node = Self { inner: Arc::new(inner) };
         node.collect_garbage().await?;
         Ok(node)
@@ -320,15 +284,17 @@ impl Node {
     /// # Errors
     /// What kept it from being looked at.
     pub fn is_damaged(&self, volume_id: &str) -> Result<Option<bool>, Error> {
-        match &self.inner.qemu {
-            Some(qemu) => qemu.is_damaged(volume_id),
-            None => Ok(None),
-        }
+        self.qemu().map_or(Ok(None), |qemu| qemu.is_damaged(volume_id))
     }
 
-    fn real(&self) -> Result<&Qemu, Error> {
+    /// None where compute is simulated.
+    fn qemu(&self) -> Option<&Qemu> {
+        self.inner.real.as_ref().map(|real| &*real.qemu)
+    }
+
+    fn disks(&self) -> Result<&Qemu, Error> {
         let none = || Error::Inconsistent("no disks are made: compute is simulated".to_owned());
-        self.inner.qemu.as_deref().ok_or_else(none)
+        self.qemu().ok_or_else(none)
     }
 
     /// The parts of a snapshot, from and to in bytes, that hold data.
@@ -336,7 +302,7 @@ impl Node {
     /// # Errors
     /// What kept them from being found.
     pub async fn written_parts(&self, snapshot: &EbsSnapshot) -> Result<Vec<(u64, u64)>, Error> {
-        Ok(blocks::parts(&self.real()?.map_snapshot(snapshot).await?, None, false))
+        Ok(blocks::parts(&self.disks()?.map_snapshot(snapshot).await?, None, false))
     }
 
     /// The parts of a snapshot that were written since an earlier one; none if it does not stand on it.
@@ -348,7 +314,7 @@ impl Node {
         first: &EbsSnapshot,
         second: &EbsSnapshot,
     ) -> Result<Option<Vec<(u64, u64)>>, Error> {
-        let qemu = self.real()?;
+        let qemu = self.disks()?;
         let Some(depth) = qemu.depth_of(first, second)? else { return Ok(None) };
         Ok(Some(blocks::parts(&qemu.map_snapshot(second).await?, Some(depth), true)))
     }
@@ -358,7 +324,7 @@ impl Node {
     /// # Errors
     /// What kept them from being found.
     pub async fn uploaded_parts(&self, snapshot: &EbsSnapshot) -> Result<Vec<(u64, u64)>, Error> {
-        let qemu = self.real()?;
+        let qemu = self.disks()?;
         qemu.make_upload(snapshot).await?;
         Ok(blocks::parts(&qemu.map_snapshot(snapshot).await?, Some(1), true))
     }
@@ -373,7 +339,7 @@ impl Node {
         offset: u64,
         length: usize,
     ) -> Result<Vec<u8>, Error> {
-        self.real()?.read_snapshot(snapshot, offset, length).await
+        self.disks()?.read_snapshot(snapshot, offset, length).await
     }
 
     /// Writes to a snapshot that is being uploaded.
@@ -386,7 +352,7 @@ impl Node {
         offset: u64,
         data: &[u8],
     ) -> Result<(), Error> {
-        self.real()?.write_snapshot(snapshot, offset, data).await
+        self.disks()?.write_snapshot(snapshot, offset, data).await
     }
 
     /// Puts what was uploaded on stable storage.
@@ -394,7 +360,7 @@ impl Node {
     /// # Errors
     /// What kept it from being there.
     pub async fn finish_upload(&self, snapshot: &EbsSnapshot) -> Result<(), Error> {
-        self.real()?.finish_upload(snapshot).await
+        self.disks()?.finish_upload(snapshot).await
     }
 
     /// What an instance's display shows, as JPEG; with `wake_up`, after a key was pressed. None where it has no display.
@@ -402,7 +368,7 @@ impl Node {
     /// # Errors
     /// What kept it from being read.
     pub async fn screen(&self, instance_id: &str, wake_up: bool) -> Result<Option<Vec<u8>>, Error> {
-        let Some(qemu) = &self.inner.qemu else { return Ok(None) };
+        let Some(qemu) = self.qemu() else { return Ok(None) };
         let Some(ppm) = qemu.screen(instance_id, wake_up).await? else { return Ok(None) };
         let encoded = tokio::task::spawn_blocking(move || picture::jpeg(&ppm)).await;
         encoded.map_err(|error| Error::Inconsistent(error.to_string()))?.map(Some)
@@ -411,16 +377,16 @@ impl Node {
     /// From now on the host goes down: guests are asked to shut down, and ended when they have not after `grace`. They stay
     /// `running` in their records, and are started again by the next daemon, or after [`Node::stay_up`].
     pub fn go_down(&self, grace: Duration) {
-        if self.inner.qemu.is_some() {
+        if self.inner.real.is_some() {
             self.inner.host.go_down(grace);
-            self.inner.instances.poke_all();
+            self.inner.guests.instances.poke_all();
         }
     }
 
     /// The host does not go down: guests that were shut down for it are started again.
     pub fn stay_up(&self) {
         self.inner.host.stay();
-        self.inner.instances.poke_all();
+        self.inner.guests.instances.poke_all();
     }
 
     /// The instances that have a machine.
@@ -428,7 +394,7 @@ impl Node {
     /// # Errors
     /// What kept them from being listed.
     pub fn machines(&self) -> Result<Vec<String>, Error> {
-        self.inner.qemu.as_ref().map_or(Ok(Vec::new()), |qemu| qemu.machines())
+        self.qemu().map_or(Ok(Vec::new()), Qemu::machines)
     }
 
     /// Removes what is on the machine under this daemon's name and has no record.
@@ -436,14 +402,14 @@ impl Node {
     /// # Errors
     /// What kept something from being listed; what cannot be removed is logged and tried again the next time.
     pub async fn collect_garbage(&self) -> Result<(), Error> {
-        match &self.inner.qemu {
+        match self.qemu() {
             Some(qemu) => qemu.collect_garbage().await,
             None => Ok(()),
         }
     }
 
     fn migrations(&self) -> Result<&Arc<Migrations>, Error> {
-        let migrations = self.inner.migrations.as_ref().map(|(migrations, _)| migrations);
+        let migrations = self.inner.real.as_ref().map(|real| &real.migrations);
         migrations.ok_or_else(|| Error::Refused("simulated instances cannot move".into()))
     }
 
@@ -496,18 +462,17 @@ impl Node {
 
     /// Ends the reconcilers. What runs, runs on.
     pub async fn stop(&self) {
-        if let Some((migrations, moving)) = &self.inner.migrations {
-            migrations.stop();
-            moving.stop(STOP_GRACE).await;
+        let Inner { image_states, imports, guests, real, .. } = &*self.inner;
+        if let Some(real) = real {
+            real.migrations.stop();
+            real.moving.stop(STOP_GRACE).await;
+            real.networks.stop(STOP_GRACE).await;
         }
-        if let Some(networks) = &self.inner.networks {
-            networks.stop(STOP_GRACE).await;
-        }
-        self.inner.imports.stop(Duration::ZERO).await;
-        self.inner.instances.stop(STOP_GRACE).await;
-        self.inner.volumes.stop(STOP_GRACE).await;
-        self.inner.snapshots.stop(STOP_GRACE).await;
-        self.inner.image_states.stop(STOP_GRACE).await;
+        imports.stop(Duration::ZERO).await;
+        guests.instances.stop(STOP_GRACE).await;
+        guests.volumes.stop(STOP_GRACE).await;
+        guests.snapshots.stop(STOP_GRACE).await;
+        image_states.stop(STOP_GRACE).await;
     }
 }
 
