@@ -114,16 +114,16 @@ struct Page {
 impl Page {
     fn new(
         handlers: &Handlers,
-        request: &[&str],
-        max_results: Option<i32>,
-        next_token: Option<&str>,
+        about: &[&str],
+        next_token: Option<String>,
         starting_block: Option<i32>,
+        max_results: Option<i32>,
     ) -> Result<Self> {
         let start = match next_token {
             None => starting_block.unwrap_or_default(),
             Some(token) => handlers
                 .tokens
-                .page_start(token, request)
+                .page_start(&token, about)
                 .ok_or_else(|| invalid("INVALID_PAGE_TOKEN", "The page token is not one of this list."))?,
         };
         let most = usize::try_from(max_results.unwrap_or(DEFAULT_PAGE)).unwrap_or_default();
@@ -147,13 +147,7 @@ pub(crate) async fn list_snapshot_blocks(
 ) -> Result<model::ListSnapshotBlocksResponse> {
     let id = input.snapshot_id.as_str();
     let about = ["blocks", ctx.account.as_str(), id];
-    let page = Page::new(
-        handlers,
-        &about,
-        input.max_results,
-        input.next_token.as_deref(),
-        input.starting_block_index,
-    )?;
+    let page = Page::new(handlers, &about, input.next_token, input.starting_block_index, input.max_results)?;
     let snapshot = completed(handlers, ctx, id)?;
     let written = handlers.host.written(&snapshot).await.map_err(failed)?;
     let (blocks, next) = page.take(&blocks_of(&written));
@@ -180,13 +174,7 @@ pub(crate) async fn list_changed_blocks(
     let second_id = input.second_snapshot_id.as_str();
     let first_id = input.first_snapshot_id.as_deref().unwrap_or_default();
     let about = ["changes", ctx.account.as_str(), first_id, second_id];
-    let page = Page::new(
-        handlers,
-        &about,
-        input.max_results,
-        input.next_token.as_deref(),
-        input.starting_block_index,
-    )?;
+    let page = Page::new(handlers, &about, input.next_token, input.starting_block_index, input.max_results)?;
     let second = completed(handlers, ctx, second_id)?;
     let first = input.first_snapshot_id.as_deref().map(|id| completed(handlers, ctx, id)).transpose()?;
     let in_second = blocks_of(&handlers.host.written(&second).await.map_err(failed)?);
