@@ -1,5 +1,6 @@
 """Fixtures: daemons, clients, guests. Everything that a test starts, its fixture ends, and what is left on the machine fails it."""
 
+import random
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,27 @@ class Launcher:
             wait_for(terminated, 90, 0.2, "the instances were not terminated")
         for socket in self.daemon.state_dir.glob("c-*"):
             socket.unlink(missing_ok=True)
+
+
+def launcher(daemon: Daemon) -> Launcher:
+    """Launches guests of a daemon that has neither key pairs nor groups yet."""
+    ec2 = daemon.client("ec2")
+    return Launcher(daemon, image_id(ec2, "tiny"), save_key(daemon, "login"), open_group(ec2, "ssh"))
+
+
+@pytest.fixture
+def crashing(make_daemon) -> tuple[Daemon, Launcher]:
+    """A daemon to kill, and what launches its guests."""
+    daemon = make_daemon()
+    return daemon, launcher(daemon)
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    """What a test leaves to chance; its seed is in the report of a failure."""
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    return random.Random(seed)
 
 
 @pytest.fixture(scope="module")

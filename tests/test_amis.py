@@ -9,7 +9,7 @@ import time
 from datetime import datetime, timedelta, timezone
 
 import pytest
-from conftest import Launcher, image_id, open_group, save_key
+from conftest import Launcher, image_id, open_group
 from support.daemon import BINARY
 from support.machine import processes, wait_for
 from test_accounts import account_client, make_account
@@ -617,15 +617,10 @@ def test_a_shared_image_is_launched_by_another_account_until_it_is_not_shared(da
 
 
 @pytest.mark.timeout(600)
-def test_killed_while_images_are_made(make_daemon):
-    daemon = make_daemon()
-    ec2 = daemon.client("ec2")
-    key = save_key(daemon, "login")
-    launch = Launcher(daemon, image_id(ec2, "tiny"), key, open_group(ec2, "ssh"))
+def test_killed_while_images_are_made(crashing, chance):
+    daemon, launch = crashing
+    ec2 = launch.ec2
     guest = launch(InstanceType="t3.nano")
-    seed = random.randrange(1 << 32)
-    chance = random.Random(seed)
-    print(f"seed {seed}")
     images = []
     for number in range(3):
         guest.run(f"echo line-{number} >>/root/lines")

@@ -1,6 +1,5 @@
 """The daemon killed between any two lines: it restarts and converges, guests do not notice, nothing leaks."""
 
-import random
 import subprocess
 import threading
 import time
@@ -8,20 +7,9 @@ import uuid
 
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
-from conftest import Launcher, image_id, open_group, save_key
 from support.machine import processes, wait_for
 
 ROUNDS = 16
-
-
-@pytest.fixture
-def crashing(make_daemon):
-    """A daemon to kill, and one guest that must not notice."""
-    daemon = make_daemon()
-    ec2 = daemon.client("ec2")
-    key = save_key(daemon, "login")
-    launch = Launcher(daemon, image_id(ec2, "tiny"), key, open_group(ec2, "ssh"))
-    return daemon, launch
 
 
 def start_again(daemon) -> None:
@@ -43,12 +31,9 @@ def states(ec2, ids: list[str]) -> dict[str, str]:
 
 
 @pytest.mark.timeout(600)
-def test_killed_at_random_points_many_times(crashing):
+def test_killed_at_random_points_many_times(crashing, chance):
     daemon, launch = crashing
     ec2 = launch.ec2
-    seed = random.randrange(1 << 32)
-    chance = random.Random(seed)
-    print(f"seed {seed}")
     survivor = launch(InstanceType="t3.nano")
     boot, uptime, begin = survivor.boot_id(), survivor.uptime(), time.monotonic()
 
@@ -109,7 +94,7 @@ def test_killed_at_random_points_many_times(crashing):
         found = states(ec2, list(promised))
         return found if found == promised else None
 
-    wait_for(converged, 120, 0.5, f"promised {promised}; seed {seed}")
+    wait_for(converged, 120, 0.5, f"promised {promised}")
     launched = [i for r in ec2.describe_instances()["Reservations"] for i in r["Instances"]]
     assert {i["InstanceId"] for i in launched} == {*promised, survivor.id}, "a launch happened twice or was forgotten"
     launch.launched = [survivor.id, *promised]
@@ -180,12 +165,10 @@ def test_down_all_works_after_a_crash(crashing):
     wait_for(lambda: not daemon.snapshot().added_since(daemon.before), 20, 0.2, "haar down --all left something")
 
 
-def test_records_of_another_boot_of_the_host_are_not_believed(make_daemon):
+def test_records_of_another_boot_of_the_host_are_not_believed(crashing):
     """After a power failure of the host nothing runs, whatever the records say: instances are stopped, not lost."""
-    daemon = make_daemon()
-    ec2 = daemon.client("ec2")
-    key = save_key(daemon, "login")
-    launch = Launcher(daemon, image_id(ec2, "tiny"), key, open_group(ec2, "ssh"))
+    daemon, launch = crashing
+    ec2 = launch.ec2
     guest = launch(InstanceType="t3.nano")
     guest.run("echo kept >/root/kept; sync")
     # A power failure as far as a test can have one: daemon, guest and network are gone at once.

@@ -9,7 +9,6 @@ import time
 import uuid
 
 import pytest
-from conftest import Launcher, image_id, open_group, save_key
 from support.machine import processes, wait_for
 from test_amis import deregister, snapshots_of, wait_for_image
 from test_crash import start_again
@@ -228,11 +227,9 @@ def opens(volume_file, key: str) -> bool:
 
 
 @pytest.mark.timeout(600)
-def test_an_encrypted_instance_survives_crashes_and_tells_no_key(make_daemon):
-    daemon = make_daemon()
-    ec2 = daemon.client("ec2")
-    key = save_key(daemon, "login")
-    launch = Launcher(daemon, image_id(ec2, "tiny"), key, open_group(ec2, "ssh"))
+def test_an_encrypted_instance_survives_crashes_and_tells_no_key(crashing):
+    daemon, launch = crashing
+    ec2 = launch.ec2
     root_device = ec2.describe_images(Filters=[{"Name": "name", "Values": ["tiny"]}])["Images"][0]["RootDeviceName"]
     mappings = [
         {"DeviceName": root_device, "Ebs": {"Encrypted": True}},

@@ -8,19 +8,13 @@ from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError
-from conftest import Launcher, image_id, open_group, save_key
-from support.daemon import CACHE, IMAGES, Daemon
+from conftest import image_id, launcher
+from support.daemon import CACHE, IMAGES
 from support.machine import processes, wait_for
 
 
 def code(error) -> str:
     return error.value.response["Error"]["Code"]
-
-
-def launcher(daemon: Daemon) -> Launcher:
-    ec2 = daemon.client("ec2")
-    key = save_key(daemon, "login")
-    return Launcher(daemon, image_id(ec2, "tiny"), key, open_group(ec2, "ssh"))
 
 
 def failed(guest) -> dict:

@@ -144,12 +144,9 @@ def test_layers_of_a_guest_that_runs_are_merged_when_it_has_given_them_up(daemon
 
 
 @pytest.mark.timeout(600)
-def test_killed_while_layers_are_merged(make_daemon):
+def test_killed_while_layers_are_merged(make_daemon, chance):
     daemon = make_daemon()
     ec2, ebs = daemon.client("ec2"), daemon.client("ebs")
-    seed = random.randrange(1 << 32)
-    chance = random.Random(seed)
-    print(f"seed {seed}")
     written, names, expected = {}, [], {}
     for number in range(9):
         part = blocks(*(chance.randrange(64) for _ in range(24)))

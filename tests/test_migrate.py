@@ -12,7 +12,7 @@ import urllib.request
 
 import pytest
 from botocore.exceptions import ClientError
-from conftest import Launcher, image_id, open_group, save_key
+from conftest import Launcher, launcher
 from support.between import Between, Cut
 from support.daemon import Daemon, is_alive
 from support.guest import Guest
@@ -28,10 +28,8 @@ class Pair:
 
     def __init__(self):
         self.daemons = [Daemon().start() for _ in range(2)]
-        here = self.daemons[0]
-        self.key = save_key(here, "login")
         self.ec2 = [daemon.client("ec2") for daemon in self.daemons]
-        self.launch = Launcher(here, image_id(self.ec2[0], "tiny"), self.key, open_group(self.ec2[0], "ssh"))
+        self.launch = launcher(self.daemons[0])
 
     def other(self, daemon: Daemon) -> Daemon:
         return next(other for other in self.daemons if other is not daemon)
@@ -697,7 +695,7 @@ def test_a_busy_guest_with_secrets_moves(pair, tmp_path):
     """Encrypted volumes, an instance profile and a placement group move, or it is said why not; under load, and over a slow way."""
     here, there = pair.daemons
     ec2, theirs = pair.ec2
-    launch = Launcher(here, pair.launch.image, pair.key, pair.launch.group)
+    launch = Launcher(here, pair.launch.image, pair.launch.key, pair.launch.group)
     make_profile(here, "traveller", "clerk")
     ec2.create_placement_group(GroupName="apart", Strategy="spread")
     (image,) = ec2.describe_images(ImageIds=[launch.image])["Images"]

@@ -1,12 +1,10 @@
 """Volumes that are changed while they are in use: size, type, performance; damaged ones; and their attributes."""
 
-import random
 import re
 import time
 
 import pytest
 from botocore.exceptions import ClientError
-from conftest import Launcher, image_id, open_group, save_key
 from support.machine import wait_for
 from test_crash import start_again
 from test_snapshots import read, remove, snapshot, write
@@ -227,19 +225,14 @@ def test_a_damaged_disk_is_impaired_until_it_is_repaired(daemon, ec2, guest):
 
 
 @pytest.mark.timeout(600)
-def test_killed_while_volumes_grow(make_daemon):
-    daemon = make_daemon()
-    ec2 = daemon.client("ec2")
-    key = save_key(daemon, "login")
-    launch = Launcher(daemon, image_id(ec2, "tiny"), key, open_group(ec2, "ssh"))
+def test_killed_while_volumes_grow(crashing, chance):
+    daemon, launch = crashing
+    ec2 = launch.ec2
     guest = launch(InstanceType="t3.nano")
     boot = guest.boot_id()
     attached, free = create(ec2, **home(guest)), create(ec2, **home(guest))
     attach(ec2, attached, guest.id)
     wait_for(lambda: disk(guest, attached), message="the guest does not see the disk")
-    seed = random.randrange(1 << 32)
-    chance = random.Random(seed)
-    print(f"seed {seed}")
     for size in range(2, 6):
         write(guest, disk(guest, attached), size, f"line-{size}")
         taken = ec2.create_snapshot(VolumeId=attached)["SnapshotId"]

@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from conftest import Launcher, image_id, open_group, save_key
+from conftest import launcher
 from support.machine import processes, wait_for
 
 
@@ -46,7 +46,7 @@ def machine(make_daemon, tmp_path):
     """A daemon with a guest, one that is stopped, and the commands of its units."""
     daemon = make_daemon()
     ec2 = daemon.client("ec2")
-    launch = Launcher(daemon, image_id(ec2, "tiny"), save_key(daemon, "login"), open_group(ec2, "ssh"))
+    launch = launcher(daemon)
     guest, stopped = launch.start(InstanceType="t3.nano"), launch.start(InstanceType="t3.nano")
     stopped.wait_for_state("running")
     ec2.stop_instances(InstanceIds=[stopped.id], SkipOsShutdown=True)

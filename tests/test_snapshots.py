@@ -1,12 +1,10 @@
 """Snapshots: what a volume was at one point in time, taken while its guest writes."""
 
 import os
-import random
 import signal
 import time
 
 import pytest
-from conftest import Launcher, image_id, open_group, save_key
 from support.machine import processes, wait_for
 from test_crash import start_again
 from test_volumes import attach, create, delete, describe, detach, disk, home, is_gone, refusal, zone
@@ -255,19 +253,14 @@ def test_an_instance_s_volumes_are_taken_at_one_point_in_time(ec2, guest):
 
 
 @pytest.mark.timeout(600)
-def test_killed_while_snapshots_are_taken(make_daemon):
-    daemon = make_daemon()
-    ec2 = daemon.client("ec2")
-    key = save_key(daemon, "login")
-    launch = Launcher(daemon, image_id(ec2, "tiny"), key, open_group(ec2, "ssh"))
+def test_killed_while_snapshots_are_taken(crashing, chance):
+    daemon, launch = crashing
+    ec2 = launch.ec2
     guest = launch(InstanceType="t3.nano")
     boot = guest.boot_id()
     volume = create(ec2, **home(guest))
     attach(ec2, volume, guest.id)
     wait_for(lambda: disk(guest, volume), message="the guest does not see the disk")
-    seed = random.randrange(1 << 32)
-    chance = random.Random(seed)
-    print(f"seed {seed}")
     taken = []
     for number in range(8):
         write(guest, disk(guest, volume), number, f"line-{number}")

@@ -1,7 +1,6 @@
 """Volumes: disks that are made, attached to guests that run, taken from them, and removed."""
 
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -10,7 +9,6 @@ import uuid
 
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
-from conftest import Launcher, image_id, open_group, save_key
 from support.machine import processes, wait_for
 from test_crash import start_again
 
@@ -327,15 +325,6 @@ def test_what_goes_with_an_instance_can_be_chosen_later(sim, sim_image):
 # --- crashes ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def crashing(make_daemon):
-    daemon = make_daemon()
-    ec2 = daemon.client("ec2")
-    key = save_key(daemon, "login")
-    launch = Launcher(daemon, image_id(ec2, "tiny"), key, open_group(ec2, "ssh"))
-    return daemon, launch
-
-
 def insist(call, **parameters):
     """Tries until the daemon has acknowledged, as a client would."""
     deadline = time.monotonic() + 60
@@ -349,15 +338,12 @@ def insist(call, **parameters):
 
 
 @pytest.mark.timeout(600)
-def test_killed_while_volumes_come_and_go(crashing):
+def test_killed_while_volumes_come_and_go(crashing, chance):
     daemon, launch = crashing
     ec2 = launch.ec2
     guest = launch(InstanceType="t3.nano")
     boot = guest.boot_id()
     where = home(guest)
-    seed = random.randrange(1 << 32)
-    chance = random.Random(seed)
-    print(f"seed {seed}")
 
     def kill_soon():
         time.sleep(chance.random() * 0.05)
@@ -411,7 +397,7 @@ def test_a_power_cut_loses_nothing_that_was_flushed(crashing):
 
 
 @pytest.mark.timeout(600)
-def test_a_power_cut_at_any_moment_loses_nothing_that_was_flushed(crashing):
+def test_a_power_cut_at_any_moment_loses_nothing_that_was_flushed(crashing, chance):
     daemon, launch = crashing
     ec2 = launch.ec2
     guest = launch(InstanceType="t3.nano")
@@ -419,9 +405,6 @@ def test_a_power_cut_at_any_moment_loses_nothing_that_was_flushed(crashing):
     for letter, volume in zip("fg", volumes):
         attach(ec2, volume, guest.id, f"/dev/sd{letter}")
         wait_for(lambda volume=volume: disk(guest, volume), message="the guest does not see the disk")
-    seed = random.randrange(1 << 32)
-    chance = random.Random(seed)
-    print(f"seed {seed}")
     begin, taken = 0, []
     for number in range(3):
         devices = [disk(guest, volume) for volume in volumes]
