@@ -11,11 +11,8 @@ import time
 import pytest
 from botocore.exceptions import ClientError
 from support.daemon import BINARY
+from support.errors import code
 from support.machine import wait_for
-
-
-def code(error) -> str:
-    return error.value.response["Error"]["Code"]
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,7 @@ import botocore.loaders
 import pytest
 from botocore import xform_name
 from botocore.exceptions import ClientError
-
-
-def code(error) -> str:
-    return error.value.response["Error"]["Code"]
+from support.errors import code
 
 
 def test_the_region_and_its_zones(sim, simulated):

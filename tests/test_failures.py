@@ -10,11 +10,8 @@ import pytest
 from botocore.exceptions import ClientError
 from conftest import image_id, launcher
 from support.daemon import CACHE, IMAGES
+from support.errors import code
 from support.machine import processes, wait_for
-
-
-def code(error) -> str:
-    return error.value.response["Error"]["Code"]
 
 
 def failed(guest) -> dict:

@@ -6,11 +6,8 @@ import subprocess
 
 import pytest
 from botocore.exceptions import ClientError
+from support.errors import code
 from support.machine import processes, wait_for
-
-
-def code(error) -> str:
-    return error.value.response["Error"]["Code"]
 
 
 USER_DATA = """#!/bin/sh

@@ -6,10 +6,7 @@ import subprocess
 
 import pytest
 from botocore.exceptions import ClientError
-
-
-def code(error) -> str:
-    return error.value.response["Error"]["Code"]
+from support.errors import code
 
 
 @pytest.fixture

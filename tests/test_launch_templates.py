@@ -3,20 +3,10 @@
 import base64
 
 import pytest
-from botocore.exceptions import ClientError
 from conftest import image_id
+from support.errors import refused
 from support.guest import Guest
 from support.machine import wait_for
-
-
-def code(error) -> str:
-    return error.value.response["Error"]["Code"]
-
-
-def refused(expected: str, operation, **parameters) -> None:
-    with pytest.raises(ClientError) as error:
-        operation(**parameters)
-    assert code(error) == expected, error.value
 
 
 def tags(described: list[dict]) -> dict[str, str]:

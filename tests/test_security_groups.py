@@ -2,10 +2,7 @@
 
 import pytest
 from botocore.exceptions import ClientError
-
-
-def code(error) -> str:
-    return error.value.response["Error"]["Code"]
+from support.errors import code
 
 
 @pytest.fixture

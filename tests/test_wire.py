@@ -14,13 +14,10 @@ import pytest
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
+from support.errors import code
 from support.raw import FORM, call, send, signed
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-
-
-def code(error) -> str:
-    return error.value.response["Error"]["Code"]
 
 
 # --- authentication -----------------------------------------------------------------------------------------------------

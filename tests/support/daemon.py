@@ -11,7 +11,6 @@ import socket
 import string
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -209,7 +208,3 @@ def link_tree(source: Path, target: Path) -> None:
             shutil.copy2(from_, to)
 
     shutil.copytree(source, target, copy_function=link)
-
-
-def elapsed(begin: float) -> float:
-    return time.monotonic() - begin
