@@ -1,5 +1,8 @@
 //! Instances as virtual machines.
 
+mod disks;
+mod snapshots;
+
 use std::collections::{BTreeSet, HashMap};
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -10,14 +13,15 @@ use haar_core::Sealer;
 use haar_core::reconcile::Handle;
 use haar_image::ImageId;
 use haar_records::ec2::{
-    BootMode, Bundle, CpuOptions, EbsDefaults, EbsKey, EbsSnapshot, Encryption, ImageBoot, ImportTask,
-    Instance, InstanceState, NetworkInterface, Volume, VolumeShape, instance_type,
+    BootMode, Bundle, CpuOptions, EbsSnapshot, ImageBoot, ImportTask, Instance, InstanceState,
+    NetworkInterface, Volume, VolumeShape, instance_type,
 };
 use haar_store::Store;
-use haar_vm::{Boot, Disk, DiskFormat, DiskKey, DiskLayer, Nic, Overlay, RunState, Spec, Sync, Vm};
+use haar_vm::{Boot, Disk, Nic, RunState, Spec, Sync, Vm};
 
+use self::disks::bytes;
 use crate::backend::{Backend, Observation};
-use crate::blocks::{self, Sessions};
+use crate::blocks::Sessions;
 use crate::directory::MTU;
 use crate::merge::{self, Layering};
 use crate::network::{self, Network};
@@ -134,211 +138,10 @@ impl Qemu {
         Error::Inconsistent(format!("{}: {what}", instance.id))
     }
 
-    /// Makes the instance's disks that are not there yet.
-    async fn disks(&self, instance: &Instance) -> Result<Vec<Disk>, Error> {
-        let snapshot = self.store.snapshot();
-        let mut disks = Vec::with_capacity(instance.spec.block_devices.len());
-        for device in instance.spec.block_devices.iter().filter(|device| !device.detaching) {
-            let record = snapshot
-                .get::<Volume>(&instance.account, &instance.region, &device.volume_id)
-                .ok_or_else(|| Self::inconsistent(instance, format!("{} has no record", device.volume_id)))?;
-            // A snapshot that was being taken when the machine was lost.
-            self.volumes.finish_snapshot(&record.id)?;
-            if self.volumes.info(&record.id)?.is_some() {
-                self.make_usable(&record).await?;
-            } else {
-                match (&record.snapshot_id, &record.image_id) {
-                    (None, Some(image_id)) => {
-                        let backing = self.library_image(image_id).await?.root_disk();
-                        let format = haar_volume::Format::Qcow2;
-                        let volumes = self.volumes_of(&record)?;
-                        volumes.create_overlay(&record.id, &backing, format, bytes(&record)).await?;
-                    }
-                    _ => self.make_disk(&record).await?,
-                }
-            }
-            disks.push(self.disk(&record)?);
-        }
-        Ok(disks)
-    }
-
     pub(crate) async fn library_image(&self, image_id: &str) -> Result<haar_image::Image, Error> {
         let (library, image_id) = (self.images.clone(), image_id.to_owned());
         let image = tokio::task::spawn_blocking(move || library.get(&image_id.parse::<ImageId>()?)).await;
         Ok(image.map_err(|error| Error::Inconsistent(error.to_string()))??)
-    }
-
-    /// What a volume or snapshot is encrypted with, if it is.
-    pub(crate) fn key(
-        &self,
-        id: &str,
-        encryption: Option<&Encryption>,
-    ) -> Result<Option<haar_volume::Key>, Error> {
-        let Some(encryption) = encryption else { return Ok(None) };
-        let Encryption { account, region, key_id, data_key } = encryption;
-        let defaults = self.store.snapshot().get::<EbsDefaults>(account, region, EbsDefaults::ID);
-        let open = || {
-            let sealed = defaults?.key.clone().filter(|key| key.id == *key_id)?.sealed;
-            let key = self.sealer.open(&sealed, &EbsKey::purpose(key_id))?;
-            let sealer = Sealer::new(key.as_slice().try_into().ok()?);
-            String::from_utf8(sealer.open(data_key, Encryption::purpose())?).ok()
-        };
-        let key = open().ok_or_else(|| Error::Sealed(id.to_owned()))?;
-        Ok(Some(haar_volume::Key::new(key)))
-    }
-
-    fn volumes_for(&self, snapshot: &EbsSnapshot) -> Result<haar_volume::Driver, Error> {
-        Ok(self.volumes.with_key(self.key(&snapshot.id, snapshot.encryption.as_ref())?))
-    }
-
-    /// Which parts of a snapshot are written, and in which layers.
-    pub(crate) async fn map_snapshot(
-        &self,
-        snapshot: &EbsSnapshot,
-    ) -> Result<Vec<haar_volume::Extent>, Error> {
-        Ok(self.volumes_for(snapshot)?.map(&snapshot.id).await?)
-    }
-
-    pub(crate) fn depth_of(&self, first: &EbsSnapshot, second: &EbsSnapshot) -> Result<Option<u64>, Error> {
-        blocks::depth_of(&self.volumes, first, second)
-    }
-
-    /// Makes the file of a snapshot that is uploaded.
-    pub(crate) async fn make_upload(&self, snapshot: &EbsSnapshot) -> Result<(), Error> {
-        if self.volumes.info(&snapshot.id)?.is_some() {
-            return Ok(());
-        }
-        let (volumes, size) = (self.volumes_for(snapshot)?, u64::from(snapshot.volume_size_gib) << 30);
-        let parent = snapshot.upload.as_ref().and_then(|upload| upload.parent.as_deref());
-        match parent {
-            Some(parent) => drop(volumes.create_from_snapshot(&snapshot.id, parent, size).await?),
-            None => drop(volumes.create_empty(&snapshot.id, size).await?),
-        }
-        Ok(())
-    }
-
-    pub(crate) async fn read_snapshot(
-        &self,
-        snapshot: &EbsSnapshot,
-        offset: u64,
-        length: usize,
-    ) -> Result<Vec<u8>, Error> {
-        let volumes = self.volumes_for(snapshot)?;
-        let read = async |session: &mut haar_volume::Session| session.read(offset, length).await;
-        self.sessions.with(&volumes, &snapshot.id, false, read).await
-    }
-
-    pub(crate) async fn write_snapshot(
-        &self,
-        snapshot: &EbsSnapshot,
-        offset: u64,
-        data: &[u8],
-    ) -> Result<(), Error> {
-        self.make_upload(snapshot).await?;
-        let volumes = self.volumes_for(snapshot)?;
-        let write = async |session: &mut haar_volume::Session| session.write(offset, data).await;
-        self.sessions.with(&volumes, &snapshot.id, true, write).await
-    }
-
-    pub(crate) async fn finish_upload(&self, snapshot: &EbsSnapshot) -> Result<(), Error> {
-        self.make_upload(snapshot).await?;
-        let volumes = self.volumes_for(snapshot)?;
-        let flush = async |session: &mut haar_volume::Session| session.flush().await;
-        self.sessions.with(&volumes, &snapshot.id, true, flush).await?;
-        // What is read from now on is opened for reading only.
-        self.sessions.close(&snapshot.id).await;
-        Ok(())
-    }
-
-    /// Makes the disk of a snapshot from one that others have made.
-    pub(crate) async fn import_disk(
-        &self,
-        snapshot: &EbsSnapshot,
-        node: &serde_json::Value,
-        progress: &(dyn Fn(u8) + Send + std::marker::Sync),
-    ) -> Result<(), Error> {
-        let size = u64::from(snapshot.volume_size_gib) << 30;
-        self.volumes_for(snapshot)?.create_imported(&snapshot.id, node, size, progress).await?;
-        Ok(())
-    }
-
-    /// The beginning of a snapshot.
-    pub(crate) async fn read_head(&self, snapshot: &EbsSnapshot, length: usize) -> Result<Vec<u8>, Error> {
-        let head = self.read_snapshot(snapshot, 0, length).await;
-        self.sessions.close(&snapshot.id).await;
-        head
-    }
-
-    /// Removes what there is of an imported snapshot.
-    pub(crate) async fn abandon_import(&self, snapshot_id: &str) -> Result<(), Error> {
-        self.sessions.close(snapshot_id).await;
-        Ok(self.volumes.abandon(snapshot_id)?)
-    }
-
-    /// A further data key, sealed as one that there is.
-    pub(crate) fn another_key(&self, id: &str, of: &Encryption) -> Result<Encryption, Error> {
-        use base64::Engine as _;
-        let defaults = self.store.snapshot().get::<EbsDefaults>(&of.account, &of.region, EbsDefaults::ID);
-        let seal = || {
-            let sealed = defaults?.key.clone().filter(|key| key.id == of.key_id)?.sealed;
-            let key = self.sealer.open(&sealed, &EbsKey::purpose(&of.key_id))?;
-            let data_key = base64::engine::general_purpose::STANDARD.encode(Sealer::random_key());
-            Some(
-                Sealer::new(key.as_slice().try_into().ok()?).seal(data_key.as_bytes(), Encryption::purpose()),
-            )
-        };
-        let data_key = seal().ok_or_else(|| Error::Sealed(id.to_owned()))?;
-        Ok(Encryption { data_key, ..of.clone() })
-    }
-
-    /// The driver that makes and reads what is encrypted as a volume is.
-    fn volumes_of(&self, volume: &Volume) -> Result<haar_volume::Driver, Error> {
-        Ok(self.volumes.with_key(self.key(&volume.id, volume.encryption.as_ref())?))
-    }
-
-    /// A volume as a disk of a machine that does not have it yet.
-    fn disk(&self, volume: &Volume) -> Result<Disk, Error> {
-        let path = self.volumes.open_name(&volume.id)?;
-        let key = self.key(&volume.id, volume.encryption.as_ref())?;
-        let mut below = Vec::new();
-        if key.is_some() {
-            for haar_volume::Layer { path, format, encrypted } in
-                self.volumes.layers(&volume.id)?.into_iter().skip(1)
-            {
-                let format = match format {
-                    haar_volume::Format::Qcow2 => DiskFormat::Qcow2,
-                    haar_volume::Format::Raw => DiskFormat::Raw,
-                };
-                below.push(DiskLayer { path, format, encrypted });
-            }
-        }
-        Ok(Disk {
-            id: volume.id.clone(),
-            path,
-            format: DiskFormat::Qcow2,
-            read_only: false,
-            limits: limits::of(volume),
-            key: key.map(|key| DiskKey::new(key.as_str())),
-            below,
-        })
-    }
-
-    /// Whether a volume's disk was found to be damaged; none when there is no disk.
-    pub(crate) fn is_damaged(&self, volume_id: &str) -> Result<Option<bool>, Error> {
-        Ok(self.volumes.info(volume_id)?.map(|found| found.corrupt))
-    }
-
-    /// Repairs a damaged disk if its volume says that this needs no request.
-    async fn make_usable(&self, volume: &Volume) -> Result<(), Error> {
-        let damaged = self.volumes.info(&volume.id)?.is_some_and(|found| found.corrupt);
-        if !damaged {
-            return Ok(());
-        }
-        if !volume.auto_enable_io {
-            return Err(Error::Damaged(volume.id.clone()));
-        }
-        tracing::warn!(volume = volume.id, "the disk is damaged and is repaired");
-        Ok(self.volumes_of(volume)?.repair(&volume.id).await?)
     }
 
     /// The machine that runs with a volume.
@@ -349,48 +152,6 @@ impl Qemu {
         };
         let machine = self.machine(&attachment.instance_id).await?;
         Ok(machine.filter(|machine| !matches!(machine.state(), RunState::Exited(_))))
-    }
-
-    /// Makes the layers for snapshots of one machine's volumes, or of one volume, and has the machine turn to them.
-    async fn take(&self, set: &[EbsSnapshot]) -> Result<(), Error> {
-        let mut overlays = Vec::new();
-        for asked in set {
-            let volumes = self.volumes.with_key(self.key(&asked.id, asked.encryption.as_ref())?);
-            if let Some(path) = volumes.prepare_snapshot(&asked.volume_id, &asked.id).await? {
-                overlays.push(Overlay { disk: asked.volume_id.clone(), path });
-            }
-        }
-        // A volume may have been given up, or attached to another instance, since the set was asked for.
-        let mut machines: Vec<Vm> = Vec::new();
-        for asked in set {
-            if let Some(machine) = self.machine_of(&asked.account, &asked.region, &asked.volume_id).await?
-                && machines.iter().all(|known| known.id() != machine.id())
-            {
-                machines.push(machine);
-            }
-        }
-        for machine in machines {
-            // What no machine has is a file that nobody writes.
-            let disks = machine.disks().await?;
-            let own = overlays.extract_if(.., |overlay| disks.contains(&overlay.disk));
-            machine.overlay_disks(&own.collect::<Vec<_>>()).await?;
-        }
-        Ok(())
-    }
-
-    /// Takes back what was prepared for a snapshot, unless a machine may have turned to the new layer; says whether it did.
-    async fn abandon(&self, asked: &EbsSnapshot) -> Result<bool, Error> {
-        let next = self.volumes.next(&asked.volume_id, &asked.id);
-        if next.exists() {
-            let machine = self.machine_of(&asked.account, &asked.region, &asked.volume_id).await?;
-            let Some(machine) = machine else { return Ok(false) };
-            match machine.disk_file(&asked.volume_id).await? {
-                Some(file) if file != next => {}
-                _ => return Ok(false),
-            }
-        }
-        self.volumes.abandon_snapshot(&asked.volume_id, &asked.id)?;
-        Ok(true)
     }
 
     fn nics(&self, instance: &Instance) -> Result<Vec<Nic>, Error> {
@@ -810,11 +571,6 @@ impl Backend for Qemu {
 fn nic(eni: &NetworkInterface) -> Result<Nic, Error> {
     let ifname = haar_net::interface_name(&eni.id);
     Ok(Nic { id: eni.id.clone(), ifname, mac: network::mac(eni)?, mtu: MTU })
-}
-
-/// The size of a volume in bytes.
-fn bytes(volume: &Volume) -> u64 {
-    u64::from(volume.size_gib) << 30
 }
 
 /// A machine that ended meanwhile shows so the next time it is observed.
