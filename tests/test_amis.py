@@ -11,7 +11,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from conftest import Launcher, image_id, open_group
 from support.daemon import BINARY
-from support.machine import processes, wait_for
+from support.machine import machines, wait_for
 from test_accounts import account_client, make_account
 from test_crash import start_again
 from test_images import Publisher, write_catalogue
@@ -631,8 +631,7 @@ def test_killed_while_images_are_made(crashing, chance):
         guest.hang_up()
         if number == 1:
             # The machine is lost, too: what its guest had not yet flushed is lost with it.
-            machines = [pid for pid, line in processes(guest.id).items() if "qemu" in line]
-            for machine in machines:
+            for machine in machines(guest.id):
                 os.kill(machine, signal.SIGKILL)
         start_again(daemon)
         wait_for_image(ec2, images[-1])

@@ -7,7 +7,7 @@ import uuid
 
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
-from support.machine import processes, wait_for
+from support.machine import machines, wait_for
 
 ROUNDS = 16
 
@@ -134,7 +134,7 @@ def test_what_happens_while_the_daemon_is_away_is_noticed(crashing):
     daemon, launch = crashing
     quits, killed = launch(InstanceType="t3.nano"), launch(InstanceType="t3.nano")
     address = quits.public_ip
-    killed_pid = qemu(killed.id)
+    (killed_pid,) = machines(killed.id)
     daemon.kill()
     quits.ssh("poweroff", address=address)
     subprocess.run(["kill", "-KILL", str(killed_pid)], check=True)
@@ -143,11 +143,6 @@ def test_what_happens_while_the_daemon_is_away_is_noticed(crashing):
     assert quits.wait_for_state("stopped")["StateReason"]["Code"] == "Client.InstanceInitiatedShutdown"
     found = killed.wait_for_state("stopped")
     assert found["StateReason"]["Code"].startswith("Server.")
-
-
-def qemu(instance: str) -> int:
-    [pid] = [pid for pid, command in processes(instance).items() if "qemu-system" in command.split()[0]]
-    return pid
 
 
 def test_down_all_shuts_everything_down(crashing):
@@ -173,7 +168,8 @@ def test_records_of_another_boot_of_the_host_are_not_believed(crashing):
     guest.run("echo kept >/root/kept; sync")
     # A power failure as far as a test can have one: daemon, guest and network are gone at once.
     daemon.kill()
-    subprocess.run(["kill", "-KILL", str(qemu(guest.id))], check=True)
+    (machine,) = machines(guest.id)
+    subprocess.run(["kill", "-KILL", str(machine)], check=True)
     guest.hang_up()
     left = daemon.snapshot().added_since(daemon.before)
     daemon.remove_what_is_left(left)

@@ -9,7 +9,7 @@ import time
 import uuid
 
 import pytest
-from support.machine import processes, wait_for
+from support.machine import machines, processes, wait_for
 from test_amis import deregister, snapshots_of, wait_for_image
 from test_crash import start_again
 from test_modify_volume import modify, sectors
@@ -251,7 +251,7 @@ def test_an_encrypted_instance_survives_crashes_and_tells_no_key(crashing):
         time.sleep((0.05, 1.0, 3.0)[number])
         daemon.kill()
         if number == 2:
-            (machine,) = [pid for pid, line in processes(guest.id).items() if "qemu" in line]
+            (machine,) = machines(guest.id)
             os.kill(machine, signal.SIGKILL)
             guest.hang_up()
         start_again(daemon)

@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 from conftest import image_id, launcher
 from support.daemon import CACHE, IMAGES
 from support.errors import code
-from support.machine import processes, wait_for
+from support.machine import machines, wait_for
 
 
 def failed(guest) -> dict:
@@ -49,7 +49,7 @@ def test_qemu_dies(make_daemon):
     victim, other = launch(InstanceType="t3.nano"), launch(InstanceType="t3.nano")
     victim.run("echo kept >/root/kept; sync")
     boot = other.boot_id()
-    [pid] = [pid for pid, command in processes(victim.id).items() if "qemu-system" in command.split()[0]]
+    [pid] = machines(victim.id)
     os.kill(pid, 9)
     victim.hang_up()
     found = victim.wait_for_state("stopped", 30)

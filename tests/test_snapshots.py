@@ -5,7 +5,7 @@ import signal
 import time
 
 import pytest
-from support.machine import processes, wait_for
+from support.machine import machines, wait_for
 from test_crash import start_again
 from test_volumes import attach, create, delete, describe, detach, disk, home, is_gone, refusal, zone
 
@@ -269,7 +269,7 @@ def test_killed_while_snapshots_are_taken(crashing, chance):
         daemon.kill()
         if number == 5:
             # The machine is lost with it, at whatever point the snapshot is.
-            (machine,) = [pid for pid, line in processes(guest.id).items() if "qemu" in line]
+            (machine,) = machines(guest.id)
             os.kill(machine, signal.SIGKILL)
             guest.hang_up()
         start_again(daemon)

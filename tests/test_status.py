@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from support.machine import processes, wait_for
+from support.machine import machines, wait_for
 
 
 def status(guest) -> dict:
@@ -38,7 +38,7 @@ def later(guest, script: str) -> None:
 
 
 def qemu(guest) -> int:
-    [pid] = [pid for pid, command in processes(guest.id).items() if "qemu-system" in command.split()[0]]
+    [pid] = machines(guest.id)
     return pid
 
 

@@ -9,7 +9,7 @@ import uuid
 
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
-from support.machine import processes, wait_for
+from support.machine import machines, processes, wait_for
 from test_crash import start_again
 
 
@@ -380,9 +380,8 @@ def test_a_power_cut_loses_nothing_that_was_flushed(crashing):
     wait_for(lambda: disk(guest, volume), message="the guest does not see the disk")
     text = str(uuid.uuid4())
     guest.run(f"echo {text} | dd of={disk(guest, volume)} bs=512 seek=4096 conv=fsync; echo {text} > /root/kept; sync")
-    machines = [pid for pid, line in processes(guest.id).items() if "qemu" in line]
-    assert len(machines) == 1
-    os.kill(machines[0], signal.SIGKILL)
+    (machine,) = machines(guest.id)
+    os.kill(machine, signal.SIGKILL)
     daemon.kill()
     guest.hang_up()
     start_again(daemon)
@@ -420,7 +419,7 @@ def test_a_power_cut_at_any_moment_loses_nothing_that_was_flushed(crashing, chan
         # While the disks get new layers, too.
         taken += [s["SnapshotId"] for s in ec2.create_snapshots(InstanceSpecification={"InstanceId": guest.id})["Snapshots"]]
         time.sleep(chance.random() * (2, 6, 10)[number])
-        (machine,) = [pid for pid, line in processes(guest.id).items() if "qemu" in line]
+        (machine,) = machines(guest.id)
         for victim in chance.sample([machine, daemon.pid], 2):
             os.kill(victim, signal.SIGKILL)
         reader.kill()

@@ -74,6 +74,11 @@ def processes(word: str) -> dict[int, str]:
     return found
 
 
+def machines(instance_id: str) -> list[int]:
+    """The QEMU processes of an instance."""
+    return [pid for pid, command in processes(instance_id).items() if "qemu-system" in command.split()[0]]
+
+
 class Snapshot(dict):
     """Names of what exists, by kind."""
 
