@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::Future;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -25,6 +26,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
@@ -33,6 +35,7 @@ use crate::query::{Form, clip};
 use crate::schema::{Kind, Operation, Part, Protocol, Route, ServiceModel, slots};
 use crate::sigv4::{Rejection, Signature};
 use crate::value::Value;
+use crate::workers::Workers;
 use crate::{
     Answer, Authorizer, Body, Context, Error, Principal, PrincipalKind, Reply, Rope, Service, json,
     request_id, rest, validate, xml,
@@ -177,13 +180,17 @@ impl Endpoint {
 
     /// Serves HTTP/1.1 and HTTP/2 (without TLS) on a listener until `stop` completes and the requests that have begun are
     /// answered, or some seconds are over.
-    pub async fn serve(mut self, listener: TcpListener, stop: impl Future<Output = ()>) {
+    ///
+    /// # Errors
+    /// What the system says where it gives no threads to serve with.
+    pub async fn serve(mut self, listener: TcpListener, stop: impl Future<Output = ()>) -> io::Result<()> {
         let mut server = auto::Builder::new(TokioExecutor::new());
         server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
         server.http2().timer(TokioTimer::new());
         let graceful = GracefulShutdown::new();
         let mut others = self.connections.take();
         let endpoint = Arc::new(self);
+        let (main, workers) = (Handle::current(), Workers::start()?);
         tokio::pin!(stop);
         loop {
             let accepted = tokio::select! {
@@ -203,14 +210,24 @@ impl Endpoint {
                 }
             };
             let _ = stream.set_nodelay(true);
+            let Ok(stream) = stream.into_std() else { continue };
             let (endpoint, server, watcher) = (endpoint.clone(), server.clone(), graceful.watcher());
-            tokio::spawn(async move {
+            let main = main.clone();
+            workers.spawn(async move {
+                let Ok(stream) = TcpStream::from_std(stream) else { return };
                 let Some(first) = first_byte(&stream).await else { return };
                 if first == TLS_HANDSHAKE
                     && held.is_none()
                     && let Some(tls) = &endpoint.tls
                 {
-                    let _ = tls.send(stream).await;
+                    // Not one of this thread's any more.
+                    let moved = stream.into_std().and_then(|stream| {
+                        let _main = main.enter();
+                        TcpStream::from_std(stream)
+                    });
+                    if let Ok(stream) = moved {
+                        let _ = tls.send(stream).await;
+                    }
                     return;
                 }
                 let answer = service_fn(move |request| {
@@ -223,6 +240,7 @@ impl Endpoint {
             });
         }
         let _ = tokio::time::timeout(GRACE, graceful.shutdown()).await;
+        Ok(())
     }
 
     /// Answers one request.

@@ -23,6 +23,7 @@ pub mod sigv4;
 pub mod timestamp;
 mod validate;
 pub mod value;
+mod workers;
 pub mod xml;
 
 pub use body::{Body, Rope};

@@ -117,13 +117,14 @@ async fn serve(config: &Config) -> Result<()> {
         admin(Admin { node: node.clone(), uploads, state, keyring, token: daemon.admin_token.clone() }),
     );
     tracing::info!(endpoint = daemon.endpoint(), region = config.region, "haar {} answers", daemon.version);
-    endpoint.serve(listener, stop).await;
+    let served = endpoint.serve(listener, stop).await;
 
     node.stop().await;
     sweeper.abort();
     usage.abort();
     store.close().await;
     trail.sync();
+    served.map_err(Error::io("start", "the threads that serve requests"))?;
     tracing::info!("haar stopped");
     Ok(())
 }

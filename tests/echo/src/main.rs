@@ -10,6 +10,5 @@ async fn main() -> std::io::Result<()> {
     let end = async {
         let _ = tokio::io::stdin().read_to_end(&mut Vec::new()).await;
     };
-    haar_echo::endpoint().serve(listener, end).await;
-    Ok(())
+    haar_echo::endpoint().serve(listener, end).await
 }
