@@ -11,8 +11,8 @@ import pytest
 from support.machine import wait_for
 from test_crash import start_again
 from test_ebs_direct import BLOCK, contents, upload
-from test_snapshots import read, remove, snapshot, wait_for_snapshots, write
-from test_volumes import attach, create, delete, detach, disk, home
+from test_snapshots import remove, snapshot, wait_for_snapshots
+from test_volumes import create, delete
 
 
 @pytest.fixture(scope="module")
@@ -113,34 +113,6 @@ def test_a_long_chain_becomes_short(daemon, ec2, ebs, encrypted, count):
     delete(ec2, volume)
     remove(ec2, [last])
     nothing_is_left(daemon, volume, last, again, kept, *names)
-
-
-def test_layers_of_a_guest_that_runs_are_merged_when_it_has_given_them_up(daemon, ec2, guest):
-    volume = create(ec2, **home(guest))
-    attach(ec2, volume, guest.id)
-    wait_for(lambda: disk(guest, volume), message="the guest does not see the disk")
-    names = []
-    for number in range(5):
-        write(guest, disk(guest, volume), number, f"line-{number}")
-        names.append(snapshot(ec2, volume))
-    remove(ec2, names[:4])
-    # The machine has them open.
-    time.sleep(5)
-    assert depth(daemon, volume) == 6
-    lines = [f"line-{number}" for number in range(5)]
-    assert [read(guest, disk(guest, volume), number) for number in range(5)] == lines
-    detach(ec2, volume)
-    wait_for(lambda: depth(daemon, volume) <= 2, 90, 0.2, "the chain stays long")
-    copy = create(ec2, **home(guest), SnapshotId=names[4])
-    attach(ec2, volume, guest.id)
-    attach(ec2, copy, guest.id, "/dev/sdg")
-    for one in (volume, copy):
-        wait_for(lambda one=one: disk(guest, one), message="the guest does not see the disk")
-        assert [read(guest, disk(guest, one), number) for number in range(5)] == lines
-        detach(ec2, one)
-        delete(ec2, one)
-    remove(ec2, [names[4]])
-    nothing_is_left(daemon, volume, copy, *names)
 
 
 @pytest.mark.timeout(600)

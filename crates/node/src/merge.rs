@@ -1,15 +1,21 @@
-//! Merging of layers that nothing needs, in the background: whoever wants to start a machine or to take a snapshot goes first.
+//! Merging of layers that nothing needs, in the background, beside the guests that run.
+//!
+//! Layers that nothing writes any more are copied while machines are started, stopped and snapshotted as ever, and take their new places in the
+//! moment after: then the machines that have the old ones open are told to open the new ones. Only a volume's own layer, which a machine may be
+//! given any time, is merged while nobody else wants to do anything: whoever does goes first.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use haar_records::ec2::{EbsSnapshot, Encryption, Volume};
+use haar_records::ec2::{EbsSnapshot, Encryption, Instance, InstanceState, Volume};
+use haar_vm::{RunState, Vm};
+use haar_volume::Run;
 use tokio::sync::{Notify, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::Error;
 use crate::qemu::Qemu;
+use crate::{Error, migrations};
 
 /// How soon is looked again after something was merged, or somebody else had to go first.
 const SOON: Duration = Duration::from_secs(2);
@@ -17,8 +23,11 @@ const SOON: Duration = Duration::from_secs(2);
 /// How rarely is looked while there is nothing to do, at most.
 const RARELY: Duration = Duration::from_mins(5);
 
+/// How long a machine may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Held for reading while a machine is started, for writing while volumes get new layers: no machine may open a file that becomes a
-/// snapshot's. Merging holds it for writing, too, but only as long as nobody else wants it.
+/// snapshot's. Merging holds it for writing, too, but only for moments, or as long as nobody else wants it.
 #[derive(Default)]
 pub(crate) struct Layering {
     lock: RwLock<()>,
@@ -76,7 +85,8 @@ impl Layering {
 
 /// Merges layers as long as there are machines to be run.
 pub(crate) async fn run(layering: Arc<Layering>, qemu: Weak<Qemu>) {
-    let mut pause = SOON;
+    // An earlier daemon may have ended between the merging and the telling of machines.
+    let (mut pause, mut told) = (SOON, false);
     loop {
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -87,7 +97,7 @@ pub(crate) async fn run(layering: Arc<Layering>, qemu: Weak<Qemu>) {
             }
         }
         let Some(qemu) = qemu.upgrade() else { return };
-        pause = match qemu.merge(&layering).await {
+        pause = match qemu.merge(&layering, &mut told).await {
             Ok(true) => SOON,
             Ok(false) => (pause * 2).min(RARELY),
             Err(error) => {
@@ -99,28 +109,60 @@ pub(crate) async fn run(layering: Arc<Layering>, qemu: Weak<Qemu>) {
 }
 
 impl Qemu {
-    /// Merges what can be merged; says whether there may be more soon.
-    async fn merge(&self, layering: &Layering) -> Result<bool, Error> {
-        if !self.volumes.has_removed()? {
+    /// Merges what can be merged; says whether there may be more soon. `told` is whether all machines have been told what was merged.
+    async fn merge(&self, layering: &Layering, told: &mut bool) -> Result<bool, Error> {
+        if *told && !self.volumes.has_removed()? {
             return Ok(false);
         }
-        let (mut merged, mut failed) = (false, HashSet::new());
+        let machines = self.live().await;
         {
             let _layering = layering.lock.write().await;
             self.look(haar_volume::Driver::sweep).await?;
+            *told = self.tell_machines(&machines).await;
         }
-        loop {
+        let merged = self.merge_all(layering, told).await;
+        if !*told {
+            let machines = self.live().await;
             let _layering = layering.lock.write().await;
-            let mut runs = self.look(haar_volume::Driver::runs).await?.into_iter();
+            *told = self.tell_machines(&machines).await;
+        }
+        merged
+    }
+
+    /// Merges run after run, until there is none, or somebody goes first.
+    async fn merge_all(&self, layering: &Layering, told: &mut bool) -> Result<bool, Error> {
+        let (mut merged, mut failed) = (false, HashSet::new());
+        loop {
+            let pids: BTreeSet<u32> = self.live().await.iter().map(|(machine, _)| machine.pid()).collect();
+            let lock = layering.lock.write().await;
+            let mut runs = self.look(move |volumes| volumes.runs(&pids)).await?.into_iter();
             let Some(run) = runs.find(|run| !failed.contains(&run.above)) else { return Ok(merged) };
             let volumes = self.volumes.with_key(self.key_of(&run.above)?);
-            match layering.unless_wanted(volumes.merge(&run)).await {
-                None => return Ok(true),
-                Some(Ok(())) => {
-                    tracing::debug!(below = ?run.above.first(), "merged removed layers");
-                    merged = true;
+            let done = if run.exclusive {
+                let work = async {
+                    volumes.prepare(&run).await?;
+                    volumes.copy(&run).await?;
+                    volumes.replace(&run)
+                };
+                match layering.unless_wanted(work).await {
+                    Some(done) => done,
+                    None => return Ok(true),
                 }
-                Some(Err(error)) => {
+            } else {
+                let ready = volumes.prepare(&run).await;
+                drop(lock);
+                match ready {
+                    Ok(()) => self.merge_beside(layering, &volumes, &run).await,
+                    Err(error) => Err(error),
+                }
+            };
+            match done {
+                Ok(true) => {
+                    tracing::debug!(below = ?run.above.first(), "merged removed layers");
+                    (merged, *told) = (true, false);
+                }
+                Ok(false) => return Ok(true),
+                Err(error) => {
                     tracing::warn!(below = ?run.above.first(), %error, "cannot merge removed layers");
                     failed.insert(run.above);
                 }
@@ -128,10 +170,94 @@ impl Qemu {
         }
     }
 
+    /// Merges a run while others do what they like.
+    async fn merge_beside(
+        &self,
+        layering: &Layering,
+        volumes: &haar_volume::Driver,
+        run: &Run,
+    ) -> Result<bool, haar_volume::Error> {
+        volumes.copy(run).await?;
+        let _layering = layering.lock.write().await;
+        volumes.replace(run)
+    }
+
+    /// The machines that run, with the volumes that they may have. One that moves is left out: what copies its disks must not be
+    /// disturbed. One that does not answer is left out as well.
+    async fn live(&self) -> Vec<(Vm, Vec<String>)> {
+        let records = self.records();
+        let moving: BTreeSet<&String> = migrations::holding(&records).map(|m| &m.instance_id).collect();
+        let mut live = Vec::new();
+        for instance in records.list_all::<Instance>().filter(|found| !moving.contains(&found.id)) {
+            if matches!(instance.status.state, InstanceState::Stopped | InstanceState::Terminated) {
+                continue;
+            }
+            let found = tokio::time::timeout(PATIENCE, self.machine(&instance.id)).await;
+            if let Ok(Ok(Some(machine))) = found
+                && !matches!(machine.state(), RunState::Exited(_))
+            {
+                let volumes = instance.spec.block_devices.iter().map(|device| device.volume_id.clone());
+                live.push((machine, volumes.collect()));
+            }
+        }
+        live
+    }
+
+    /// Has machines open anew what is below their disks where it was merged, or is to be; says whether all have that should.
+    async fn tell_machines(&self, machines: &[(Vm, Vec<String>)]) -> bool {
+        // Those that move may stay after all.
+        let mut told = migrations::holding(&self.records()).next().is_none();
+        for (machine, volumes) in machines {
+            match self.tell_machine(machine, volumes).await {
+                Ok(done) => told &= done,
+                Err(error) => {
+                    tracing::warn!(machine = machine.id(), %error, "cannot open merged layers");
+                    told = false;
+                }
+            }
+        }
+        told
+    }
+
+    /// Has a machine open anew what is below its disks, if it must; says whether it did all. Cut off anywhere, it can be begun again.
+    async fn tell_machine(&self, machine: &Vm, volumes: &[String]) -> Result<bool, Error> {
+        let (pid, disks) = (machine.pid(), volumes.to_vec());
+        let mut told = true;
+        if self.look(move |driver| driver.is_outdated(pid, &disks)).await? {
+            for volume in volumes {
+                match tokio::time::timeout(PATIENCE, self.rebase(machine, volume)).await {
+                    Ok(done) => told &= done?,
+                    // It hangs, and others wait.
+                    Err(_) => return Ok(false),
+                }
+            }
+        }
+        Ok(told)
+    }
+
+    /// Has a machine open anew what is below a disk, if it has the disk; says whether it did.
+    async fn rebase(&self, machine: &Vm, volume: &str) -> Result<bool, Error> {
+        let Some(file) = machine.disk_file(volume).await? else { return Ok(true) };
+        if !self.volumes.is_file_of(&file, volume)? {
+            // A snapshot that was begun is ended first.
+            return Ok(false);
+        }
+        let mut below = self.below(volume)?;
+        if !below.iter().any(|layer| layer.encrypted) {
+            // The others are found by the files' own words, as at the machine's start.
+            below.truncate(1);
+        }
+        let done = machine.rebase_disk(volume, &below).await?;
+        if done {
+            self.volumes.forget_lower_open_names(volume)?;
+        }
+        Ok(done)
+    }
+
     /// Does with the files of all volumes what may take its time.
     async fn look<T: Send + 'static>(
         &self,
-        what: fn(&haar_volume::Driver) -> Result<T, haar_volume::Error>,
+        what: impl FnOnce(&haar_volume::Driver) -> Result<T, haar_volume::Error> + Send + 'static,
     ) -> Result<T, Error> {
         let volumes = self.volumes.clone();
         let looked = tokio::task::spawn_blocking(move || what(&volumes)).await;

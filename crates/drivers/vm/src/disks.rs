@@ -2,10 +2,11 @@
 //!
 //! What QEMU calls things, for a disk `ID`: the device `d-ID` drives the block node `ID`, a throttle with the limits of the
 //! object `throttle-ID`; below it stands the disk's layer, the node `q0-ID`, and after snapshots `q1-ID`, `q2-ID` and so on, each
-//! over the one before. A disk that was taken from a guest that did not give it up has the node `e-ID` in the place of its layers, which
+//! over the one before. What is below may be opened anew: then it is the node `b0-ID` or `b1-ID`, and the uppermost layer the only one with a
+//! name of its own. A disk that was taken from a guest that did not give it up has the node `e-ID` in the place of its layers, which
 //! answers everything with an error. Names are all that is needed to go on where an earlier call was cut off.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -13,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::args::utf8;
 use crate::qmp::Qmp;
-use crate::{Disk, DiskFormat, DiskKey, DiskLimits, Error, Vm, spec};
+use crate::{Disk, DiskFormat, DiskKey, DiskLayer, DiskLimits, Error, Vm, spec};
 
 /// The bus of the disks that are attached while the machine runs.
 pub(crate) const HOTPLUG_BUS: &str = "hotplug";
@@ -89,25 +90,31 @@ fn layer(disk: &Disk, generation: u32) -> Result<Value, Error> {
     if disk.key.is_some() {
         node["encrypt"] = encryption(&disk.id);
     }
+    let below = below(&disk.id, &disk.below)?;
+    if !below.is_null() {
+        node["backing"] = below;
+    }
+    Ok(node)
+}
+
+/// What is below a disk's image, as far as it is named.
+fn below(disk: &str, layers: &[DiskLayer]) -> Result<Value, Error> {
     let mut below = Value::Null;
-    for layer in disk.below.iter().rev() {
+    for layer in layers.iter().rev() {
         let mut next = json!({
             "driver": layer.format.as_str(),
             "read-only": true,
             "file": { "driver": "file", "filename": utf8(&layer.path)?, "read-only": true },
         });
         if layer.encrypted {
-            next["encrypt"] = encryption(&disk.id);
+            next["encrypt"] = encryption(disk);
         }
         if !below.is_null() {
             next["backing"] = below;
         }
         below = next;
     }
-    if !below.is_null() {
-        node["backing"] = below;
-    }
-    Ok(node)
+    Ok(below)
 }
 
 fn encryption(disk: &str) -> Value {
@@ -158,10 +165,16 @@ pub(crate) fn layer_id(generation: u32, disk: &str) -> String {
     format!("q{generation}-{disk}")
 }
 
+fn lower_id(number: u32, disk: &str) -> String {
+    format!("b{number}-{disk}")
+}
+
 /// A layer that QEMU has open.
 struct Layer {
     generation: u32,
     path: PathBuf,
+    /// It is a qcow2 file that is written to.
+    is_written: bool,
 }
 
 impl Vm {
@@ -318,22 +331,8 @@ impl Vm {
                 continue;
             }
             let next = top.generation + 1;
-            let encrypted = children(qmp, "/objects").await?.contains(&key_id(disk));
-            let new = Disk {
-                id: disk.clone(),
-                path: path.clone(),
-                format: DiskFormat::Qcow2,
-                read_only: false,
-                limits: DiskLimits::default(),
-                key: None,
-                below: Vec::new(),
-            };
-            let mut node = layer(&new, next)?;
-            if encrypted {
-                node["encrypt"] = encryption(disk);
-            }
             // QEMU puts the present layer there, which it has open.
-            node["backing"] = Value::Null;
+            let node = layer_over(qmp, disk, path, next, Value::Null).await?;
             qmp.execute("blockdev-add", node).await?;
             actions.push(json!({
                 "type": "blockdev-snapshot",
@@ -344,6 +343,42 @@ impl Vm {
             return Ok(());
         }
         qmp.execute("transaction", json!({ "actions": actions })).await.map(drop)
+    }
+
+    /// Opens what is below a disk anew, the topmost layer first, and closes what was there: the files may have been replaced by others
+    /// with the same bytes. Layers below those that are named are found by the files' own words. Says whether it was done: a disk that is being copied
+    /// elsewhere, or that is no qcow2 file, is left as it is.
+    ///
+    /// # Errors
+    /// [`Error::Refused`], after which the guest has its disk as before; [`Error::Gone`]; [`Error::Timeout`].
+    pub async fn rebase_disk(&self, id: &str, layers: &[DiskLayer]) -> Result<bool, Error> {
+        let _change = self.change_disks().await;
+        let qmp = self.qmp();
+        let Some(top) = layers_in_use(qmp, id).await?.pop() else { return Ok(false) };
+        // What copies a disk, or lets it be written, knows its layers.
+        for command in ["query-jobs", "query-block-exports"] {
+            if qmp.execute(command, json!({})).await?.as_array().is_none_or(|list| !list.is_empty()) {
+                return Ok(false);
+            }
+        }
+        if !top.is_written {
+            return Ok(false);
+        }
+        let names = lower_nodes(qmp, id).await?;
+        let mut node = below(id, layers)?;
+        let mut backing = Value::Null;
+        if !node.is_null() {
+            let name = (0..).map(|number| lower_id(number, id)).find(|name| !names.contains(name));
+            backing = name.unwrap_or_default().into();
+            node["node-name"] = backing.clone();
+            qmp.execute("blockdev-add", node).await?;
+        }
+        let node = layer_over(qmp, id, &top.path, top.generation, backing).await?;
+        let turned = qmp.execute("blockdev-reopen", json!({ "options": [node] })).await;
+        // Whatever of both is in use stays.
+        let closed = remove_lower(qmp, id).await;
+        turned?;
+        closed.map(|()| true)
     }
 
     /// The file that a disk's writes go to, as it was named when it was opened; none if the guest does not have the disk.
@@ -392,7 +427,11 @@ async fn layers(qmp: &Qmp, disk: &str) -> Result<Vec<Layer>, Error> {
         .iter()
         .filter_map(|node| {
             let (generation, id) = node["node-name"].as_str()?.strip_prefix('q')?.split_once('-')?;
-            let layer = Layer { generation: generation.parse().ok()?, path: file(node["file"].as_str()?) };
+            let layer = Layer {
+                generation: generation.parse().ok()?,
+                path: file(node["file"].as_str()?),
+                is_written: node["drv"] == DiskFormat::Qcow2.as_str() && node["ro"] == false,
+            };
             (id == disk).then_some(layer)
         })
         .collect();
@@ -418,6 +457,59 @@ async fn layers_in_use(qmp: &Qmp, disk: &str) -> Result<Vec<Layer>, Error> {
     Ok(layers)
 }
 
+/// The block node of a layer of a disk that the guest has, over another node.
+async fn layer_over(
+    qmp: &Qmp,
+    disk: &str,
+    path: &Path,
+    generation: u32,
+    backing: Value,
+) -> Result<Value, Error> {
+    let new = Disk {
+        id: disk.to_owned(),
+        path: path.to_owned(),
+        format: DiskFormat::Qcow2,
+        read_only: false,
+        limits: DiskLimits::default(),
+        key: None,
+        below: Vec::new(),
+    };
+    let mut node = layer(&new, generation)?;
+    if children(qmp, "/objects").await?.contains(&key_id(disk)) {
+        node["encrypt"] = encryption(disk);
+    }
+    node["backing"] = backing;
+    Ok(node)
+}
+
+/// The nodes of what was opened anew below a disk.
+async fn lower_nodes(qmp: &Qmp, disk: &str) -> Result<Vec<String>, Error> {
+    let nodes = named_nodes(qmp).await?;
+    let names = nodes.iter().filter_map(|node| node["node-name"].as_str());
+    let is_lower = |name: &&str| {
+        let split = name.strip_prefix('b').and_then(|rest| rest.split_once('-'));
+        split.is_some_and(|(number, id)| number.parse::<u32>().is_ok() && id == disk)
+    };
+    Ok(names.filter(is_lower).map(str::to_owned).collect())
+}
+
+/// Closes what is below a disk and no layer of it stands on any more.
+async fn remove_lower(qmp: &Qmp, disk: &str) -> Result<(), Error> {
+    let mut layers = layers(qmp, disk).await?;
+    layers.pop();
+    let named = layers.iter().rev().filter(|layer| layer.generation > 0);
+    let mut names: Vec<String> = named.map(|layer| layer_id(layer.generation, disk)).collect();
+    names.extend(lower_nodes(qmp, disk).await?);
+    for name in names {
+        match remove_node(qmp, &name).await {
+            // QEMU closes nothing that is in use.
+            Ok(()) | Err(Error::Refused { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// Closes what QEMU has open of a disk that no device drives.
 async fn remove_nodes(qmp: &Qmp, disk: &str) -> Result<(), Error> {
     if named_nodes(qmp).await?.iter().any(|node| node["node-name"] == disk) {
@@ -441,6 +533,9 @@ async fn remove_layers(qmp: &Qmp, disk: &str) -> Result<(), Error> {
     // The lowest layer went with the throttle that it was opened with, unless another one stood between.
     for layer in layers(qmp, disk).await?.iter().rev().filter(|layer| layer.generation > 0) {
         remove_node(qmp, &layer_id(layer.generation, disk)).await?;
+    }
+    for name in lower_nodes(qmp, disk).await? {
+        remove_node(qmp, &name).await?;
     }
     Ok(())
 }

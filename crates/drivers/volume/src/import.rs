@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
-use crate::{Driver, Error, TEMPORARY, Volume, at, encryption};
+use crate::{Driver, Error, TEMPORARY, Volume, at, background, encryption};
 
 /// How much memory `qemu-img` may take for what others have made, in bytes of address space.
 const MOST_MEMORY: u64 = 4 << 30;
@@ -34,11 +34,8 @@ impl Driver {
             return if same { Ok(volume) } else { Err(Error::Conflict(id.to_owned())) };
         }
         let new = self.temporary(id);
-        let mut command = Command::new("nice");
-        command.args(["-n", "10", "ionice", "-c", "2", "-n", "7", "prlimit"]);
-        command.arg(format!("--as={MOST_MEMORY}"));
-        // It ends with the daemon, however that ends.
-        command.args(["setpriv", "--pdeathsig", "KILL", "qemu-img", "convert", "-p", "-O", "qcow2"]);
+        let mut command = background(Some(MOST_MEMORY));
+        command.args(["convert", "-p", "-O", "qcow2"]);
         if self.key.is_some() {
             command.args(["--object", encryption::SECRET, "-o", encryption::OPTIONS]);
         }

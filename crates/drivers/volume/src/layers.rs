@@ -231,7 +231,7 @@ impl Driver {
     }
 
     /// The layers that a volume is to go on in, or has gone on in since it is in its machine.
-    fn prepared(&self, volume_id: &str) -> Result<Vec<PathBuf>, Error> {
+    pub(crate) fn prepared(&self, volume_id: &str) -> Result<Vec<PathBuf>, Error> {
         let mut nexts = self.nexts()?;
         let prefix = format!("{volume_id}.");
         nexts.retain(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix)));

@@ -320,10 +320,14 @@ impl Driver {
     fn command(&self, subcommand: &str) -> Command {
         let mut command = Command::new("qemu-img");
         command.arg(subcommand);
+        self.tell_key(&mut command);
+        command
+    }
+
+    fn tell_key(&self, command: &mut Command) {
         if self.key.is_some() {
             command.args(["--object", encryption::SECRET]);
         }
-        command
     }
 
     /// Runs `qemu-img`.
@@ -424,6 +428,18 @@ impl Driver {
         };
         if full { Error::NoSpace(self.dir.clone()) } else { error }
     }
+}
+
+/// `qemu-img` for what takes long: others go first, and it ends with the daemon, however that ends. It takes at most so much memory, in bytes of
+/// address space.
+fn background(most_memory: Option<u64>) -> Command {
+    let mut command = Command::new("nice");
+    command.args(["-n", "10", "ionice", "-c", "2", "-n", "7"]);
+    if let Some(bytes) = most_memory {
+        command.arg("prlimit").arg(format!("--as={bytes}"));
+    }
+    command.args(["setpriv", "--pdeathsig", "KILL", "qemu-img"]);
+    command
 }
 
 /// The size of an image's disk in bytes.

@@ -1,5 +1,6 @@
 //! Volumes as `qemu-img` sees them.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -56,12 +57,16 @@ fn qemu_img(arguments: &[&str], path: &Path) -> String {
 
 /// The disk's contents, as a guest reads them.
 fn contents(path: &Path) -> Vec<u8> {
-    let raw = path.with_extension("out");
+    contents_through(path, &path.with_extension("out"))
+}
+
+/// The same, kept in a file for a moment.
+fn contents_through(path: &Path, raw: &Path) -> Vec<u8> {
     let converted =
-        Command::new("qemu-img").args(["convert", "-O", "raw"]).args([path, &raw]).status().unwrap();
+        Command::new("qemu-img").args(["convert", "-O", "raw"]).args([path, raw]).status().unwrap();
     assert!(converted.success());
-    let bytes = fs::read(&raw).unwrap();
-    fs::remove_file(&raw).unwrap();
+    let bytes = fs::read(raw).unwrap();
+    fs::remove_file(raw).unwrap();
     bytes
 }
 
@@ -352,13 +357,31 @@ async fn a_snapshot_that_was_cut_off_is_gone_on_with() {
 
 /// Merges what can be merged, until nothing can.
 async fn merge(driver: &Driver) -> usize {
+    merge_beside(driver, &BTreeSet::new()).await
+}
+
+/// The same, while machines run.
+async fn merge_beside(driver: &Driver, machines: &BTreeSet<u32>) -> usize {
     let mut merged = 0;
     loop {
         driver.sweep().unwrap();
-        let Some(run) = driver.runs().unwrap().into_iter().next() else { return merged };
-        driver.merge(&run).await.unwrap();
+        let Some(run) = driver.runs(machines).unwrap().into_iter().next() else { return merged };
+        driver.prepare(&run).await.unwrap();
+        driver.copy(&run).await.unwrap();
+        assert!(driver.replace(&run).unwrap());
         merged += 1;
     }
+}
+
+/// The processes that have a file open.
+fn users(path: &Path) -> BTreeSet<u32> {
+    let pids =
+        fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    let has_open = |pid: &u32| {
+        let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten();
+        files.filter_map(|file| fs::read_link(file.ok()?.path()).ok()).any(|target| target == path)
+    };
+    pids.filter(has_open).collect()
 }
 
 #[tokio::test]
@@ -386,14 +409,15 @@ async fn removed_layers_are_merged_unless_they_are_needed_or_open() {
     assert_eq!(merge(&driver).await, 0);
     drop(session);
     let (first, copied) = (read("vol-2"), read("snap-c"));
-    let mut open = driver.runs().unwrap();
+    let runs = || driver.runs(&BTreeSet::new()).unwrap();
+    let mut open = runs();
     for _ in 0..100 {
         if !open.is_empty() {
             break;
         }
         // The session's process ends a little later.
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        open = driver.runs().unwrap();
+        open = runs();
     }
     assert!(merge(&driver).await > 0);
     assert!(read("vol-1") == all && read("snap-4") == half);
@@ -418,6 +442,145 @@ async fn removed_layers_are_merged_unless_they_are_needed_or_open() {
     driver.remove("snap-9").unwrap();
     driver.sweep().unwrap();
     assert_eq!(bench.files(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn what_is_below_a_volume_that_runs_is_merged_and_its_own_layer_is_not() {
+    let Some(bench) = Bench::new() else { return };
+    let driver = bench.driver();
+    let size = 16 * MIB;
+    let volume = driver.create_overlay("vol-1", &bench.path("image.raw"), Format::Raw, size).await.unwrap();
+    for at in 0..6u64 {
+        write(&volume.path, at, 1 + at as u8);
+        write(&volume.path, 15, 1 + at as u8);
+        snapshot(&driver, "vol-1", &format!("snap-{at}")).await;
+    }
+    let kept = contents(&driver.path("snap-4").unwrap());
+    // What has the volume open stands for a machine.
+    let mut session = driver.open_session("vol-1", true).await.unwrap();
+    session.write(9 * MIB, &[99; 512]).await.unwrap();
+    let machine = users(&volume.path);
+    let all = session.read(0, size as usize).await.unwrap();
+    let disks = ["vol-1".to_owned()];
+    let outdated = || machine.iter().any(|pid| driver.is_outdated(*pid, &disks).unwrap());
+    for at in [0, 1, 2, 3, 5] {
+        driver.remove(&format!("snap-{at}")).unwrap();
+    }
+    // The names under which a machine opened the volume are in the way as long as what is below has them.
+    assert!(outdated());
+    assert_eq!(merge_beside(&driver, &machine).await, 0);
+    driver.forget_lower_open_names("vol-1").unwrap();
+    assert!(!outdated());
+    // Nothing is merged beside anything but machines.
+    assert_eq!(merge(&driver).await, 0);
+    assert_eq!(merge_beside(&driver, &machine).await, 1);
+    assert!(outdated(), "it has the old layers open");
+    assert_eq!(session.read(0, size as usize).await.unwrap(), all);
+    session.write(10 * MIB, &[100; 512]).await.unwrap();
+    session.flush().await.unwrap();
+    drop(session);
+    while !users(&volume.path).is_empty() {
+        // The session's process ends a little later.
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    // The volume, snap-5, snap-4 with what was below it, and the image.
+    assert_eq!(driver.layers("vol-1").unwrap().len(), 4);
+    let read = contents(&driver.path("vol-1").unwrap());
+    assert!(read[..10 << 20] == all[..10 << 20] && read[11 << 20..] == all[11 << 20..]);
+    assert_eq!(read[10 << 20], 100);
+    assert!(contents(&driver.path("snap-4").unwrap()) == kept);
+    assert_eq!(merge(&driver).await, 1, "its own layer is merged when nothing has it open");
+    assert!(contents(&driver.path("vol-1").unwrap()) == read);
+}
+
+#[tokio::test]
+async fn what_happens_while_layers_are_copied_is_heeded() {
+    let Some(bench) = Bench::new() else { return };
+    let driver = bench.driver();
+    let volume = driver.create_empty("vol-1", 8 * MIB).await.unwrap();
+    for at in 0..3u64 {
+        write(&volume.path, at, 1 + at as u8);
+        snapshot(&driver, "vol-1", &format!("snap-{at}")).await;
+        driver.finish_snapshot("vol-1").unwrap();
+    }
+    driver.sweep().unwrap();
+    let all = contents(&driver.path("vol-1").unwrap());
+    driver.remove("snap-0").unwrap();
+    driver.remove("snap-1").unwrap();
+    let run = || driver.runs(&BTreeSet::new()).unwrap().into_iter().next().unwrap();
+    // The topmost gets another name meanwhile, and a volume, and is removed.
+    let first = run();
+    driver.prepare(&first).await.unwrap();
+    driver.copy(&first).await.unwrap();
+    driver.copy_snapshot("snap-2", "snap-c").unwrap();
+    driver.create_from_snapshot("vol-2", "snap-c", 8 * MIB).await.unwrap();
+    driver.remove("snap-2").unwrap();
+    assert!(driver.replace(&first).unwrap());
+    driver.sweep().unwrap();
+    for id in ["vol-1", "vol-2", "snap-c"] {
+        assert!(contents(&driver.path(id).unwrap()) == all, "{id}");
+    }
+    assert_eq!(driver.layers("vol-1").unwrap().len(), 2);
+    // All goes meanwhile.
+    write(&driver.path("vol-2").unwrap(), 5, 5);
+    for at in 3..5 {
+        snapshot(&driver, "vol-2", &format!("snap-{at}")).await;
+        driver.sweep().unwrap();
+    }
+    driver.remove("snap-3").unwrap();
+    driver.remove("snap-4").unwrap();
+    let second = run();
+    driver.prepare(&second).await.unwrap();
+    driver.copy(&second).await.unwrap();
+    driver.remove("vol-2").unwrap();
+    assert!(!driver.replace(&second).unwrap());
+    driver.sweep().unwrap();
+    assert!(contents(&driver.path("vol-1").unwrap()) == all);
+    assert_eq!(driver.list().unwrap(), ["snap-c", "vol-1"]);
+}
+
+#[tokio::test]
+async fn a_full_host_has_nothing_merged_and_nothing_spoilt() {
+    let Some(bench) = Bench::new() else { return };
+    let small = bench.path("volumes");
+    fs::create_dir(&small).unwrap();
+    let flags = nix::mount::MsFlags::empty();
+    if let Err(error) = nix::mount::mount(Some("tmpfs"), &small, Some("tmpfs"), flags, Some("size=80m")) {
+        eprintln!("skipped: cannot mount: {error}");
+        return;
+    }
+    let driver = bench.driver();
+    let volume = driver.create_empty("vol-1", 32 * MIB).await.unwrap();
+    for at in 0..3u64 {
+        for mib in 0..4 {
+            write(&volume.path, 4 * at + mib, 1 + at as u8);
+        }
+        snapshot(&driver, "vol-1", &format!("snap-{at}")).await;
+    }
+    driver.sweep().unwrap();
+    let all = contents(&driver.path("vol-1").unwrap());
+    driver.remove("snap-0").unwrap();
+    driver.remove("snap-1").unwrap();
+    let run = driver.runs(&BTreeSet::new()).unwrap().into_iter().next().unwrap();
+    let refused = driver.prepare(&run).await;
+    // It was begun all the same, and the disk has become full.
+    fs::write(small.join("rest"), vec![1; 64 << 20]).unwrap();
+    let broken = driver.copy(&run).await;
+    let contents = |id| contents_through(&driver.path(id).unwrap(), &bench.path("read"));
+    let read = ["vol-1", "snap-2"].map(contents);
+    fs::remove_file(small.join("rest")).unwrap();
+    let copied = driver.copy(&run).await;
+    let replaced = driver.replace(&run).unwrap();
+    let after = ["vol-1", "snap-2"].map(contents);
+    drop(driver);
+    nix::mount::umount2(&small, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    for result in [refused, broken] {
+        let error = result.unwrap_err();
+        assert!(matches!(&error, Error::NoSpace(path) if *path == small), "{error}");
+    }
+    assert!(read.iter().chain(&after).all(|read| *read == all));
+    copied.unwrap();
+    assert!(replaced);
 }
 
 #[tokio::test]

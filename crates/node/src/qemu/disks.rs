@@ -75,16 +75,7 @@ impl Qemu {
     pub(super) fn disk(&self, volume: &Volume) -> Result<Disk, Error> {
         let path = self.volumes.open_name(&volume.id)?;
         let key = self.key(&volume.id, volume.encryption.as_ref())?;
-        let mut below = Vec::new();
-        if key.is_some() {
-            for Layer { path, format, encrypted } in self.volumes.layers(&volume.id)?.into_iter().skip(1) {
-                let format = match format {
-                    Format::Qcow2 => DiskFormat::Qcow2,
-                    Format::Raw => DiskFormat::Raw,
-                };
-                below.push(DiskLayer { path, format, encrypted });
-            }
-        }
+        let below = if key.is_some() { self.below(&volume.id)? } else { Vec::new() };
         Ok(Disk {
             id: volume.id.clone(),
             path,
@@ -94,6 +85,18 @@ impl Qemu {
             key: key.map(|key| DiskKey::new(key.as_str())),
             below,
         })
+    }
+
+    /// What is below a volume's own file, the topmost first.
+    pub(crate) fn below(&self, volume_id: &str) -> Result<Vec<DiskLayer>, Error> {
+        let layer = |Layer { path, format, encrypted }| {
+            let format = match format {
+                Format::Qcow2 => DiskFormat::Qcow2,
+                Format::Raw => DiskFormat::Raw,
+            };
+            DiskLayer { path, format, encrypted }
+        };
+        Ok(self.volumes.layers(volume_id)?.into_iter().skip(1).map(layer).collect())
     }
 
     /// Whether a volume's disk was found to be damaged; none when there is no disk.

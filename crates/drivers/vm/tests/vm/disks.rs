@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::guest::{Bench, state_becomes, type_in};
-use haar_vm::{Disk, DiskFormat, DiskLimits, Error, HOTPLUG_SLOTS, Overlay, RunState};
+use haar_vm::{Disk, DiskFormat, DiskLayer, DiskLimits, Error, HOTPLUG_SLOTS, Overlay, RunState, Sync};
 
 /// Makes a disk image of a MiB, over another one if there is one.
 fn image(path: &Path, backing: Option<&Path>) {
@@ -118,5 +118,103 @@ async fn layers_take_what_is_written_after_them() {
     type_in(&vm, "p").await;
     state_becomes(&vm, RunState::GuestShutdown).await;
     driver.remove(&bench.id).await.unwrap();
+    bench.assert_clean();
+}
+
+/// What is below a disk's image, when the files named are merged into one.
+fn merged(path: &Path, top: &Path) -> Vec<DiskLayer> {
+    let mut command = Command::new("qemu-img");
+    let done = command.args(["convert", "-q", "-U", "-f", "qcow2", "-O", "raw"]).args([top, path]).status();
+    assert!(done.unwrap().success());
+    vec![DiskLayer { path: path.to_owned(), format: DiskFormat::Raw, encrypted: false }]
+}
+
+#[tokio::test]
+async fn what_is_below_a_disk_is_opened_anew_while_the_guest_writes() {
+    let Some(bench) = Bench::new() else { return };
+    let driver = bench.driver();
+    let spec = bench.spec();
+    let disk = spec.disks[0].id.clone();
+    let vm = driver.start(&spec).await.unwrap();
+    bench.console_reads("H").await;
+    let below =
+        vec![DiskLayer { path: bench.folder.join("disk.raw"), format: DiskFormat::Raw, encrypted: false }];
+    assert!(!vm.rebase_disk(&disk, &below).await.unwrap(), "a raw file stands on nothing");
+    let layer = async |number: usize, below: &Path| {
+        let path = bench.folder.join(format!("layer-{number}.qcow2"));
+        let format = if below.extension().is_some_and(|name| name == "raw") { "raw" } else { "qcow2" };
+        let mut command = Command::new("qemu-img");
+        command
+            .args(["create", "-q", "-f", "qcow2", "-u", "-F", format, "-b"])
+            .arg(below)
+            .arg(&path)
+            .arg("64M");
+        assert!(command.status().unwrap().success());
+        vm.overlay_disks(&[Overlay { disk: disk.clone(), path: path.clone() }]).await.unwrap();
+        type_in(&vm, "w").await;
+        bench.console_reads(&format!("H{}", "W".repeat(number))).await;
+        path
+    };
+    let mut closed = vec![bench.folder.join("disk.raw")];
+    let mut written = 0;
+    // What is merged is what was opened first, what was put over it later, and what was opened anew before.
+    for round in 1..=3 {
+        for _ in 0..2 {
+            written += 1;
+            let path = layer(written, closed.last().unwrap()).await;
+            closed.push(path);
+        }
+        let top = closed.pop().unwrap();
+        let base = bench.folder.join(format!("merged-{round}.raw"));
+        let layers = merged(&base, closed.last().unwrap());
+        // Twice, as a daemon does that was interrupted.
+        assert!(vm.rebase_disk(&disk, &layers).await.unwrap());
+        assert!(vm.rebase_disk(&disk, &layers).await.unwrap());
+        assert_eq!(vm.disk_file(&disk).await.unwrap(), Some(top.clone()));
+        for path in &closed {
+            assert!(!has_open(vm.pid(), path), "{} is still open", path.display());
+        }
+        assert!(has_open(vm.pid(), &base) && has_open(vm.pid(), &top));
+        closed.extend([base, top]);
+        written += 1;
+        type_in(&vm, "w").await;
+        bench.console_reads(&format!("H{}", "W".repeat(written))).await;
+    }
+    let (top, base) = (closed.pop().unwrap(), closed.pop().unwrap());
+    let layers = [DiskLayer { path: base.clone(), format: DiskFormat::Raw, encrypted: false }];
+    // What cannot be opened changes nothing; nor does anything while a disk is copied elsewhere.
+    let missing = [DiskLayer { path: bench.folder.join("missing"), ..layers[0].clone() }];
+    let refused = vm.rebase_disk(&disk, &missing).await;
+    assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
+    assert!(has_open(vm.pid(), &base));
+    let (socket, copy) = (bench.folder.join("nbd.sock"), bench.folder.join("copy.raw"));
+    fs::File::create(&copy).unwrap().set_len(crate::guest::DISK_SIZE).unwrap();
+    let mut command = Command::new("qemu-nbd");
+    command.args(["-f", "raw", "-x", &disk, "-k"]).arg(&socket).arg(&copy);
+    let mut server = command.spawn().unwrap();
+    crate::guest::eventually("the server", || socket.exists()).await;
+    vm.mirror(&disk, &socket, Sync::Full).await.unwrap();
+    assert!(!vm.rebase_disk(&disk, &layers).await.unwrap());
+    vm.break_off().await.unwrap();
+    assert!(vm.rebase_disk(&disk, &layers).await.unwrap());
+    server.kill().unwrap();
+    server.wait().unwrap();
+    type_in(&vm, "w").await;
+    bench.console_reads(&format!("H{}", "W".repeat(written + 1))).await;
+    type_in(&vm, "p").await;
+    state_becomes(&vm, RunState::GuestShutdown).await;
+    driver.remove(&bench.id).await.unwrap();
+    // Every sector that the guest wrote is there, each 64 KiB behind the one before.
+    let whole = bench.folder.join("whole.raw");
+    let link =
+        Command::new("qemu-img").args(["rebase", "-u", "-F", "raw", "-b"]).args([&base, &top]).status();
+    assert!(link.unwrap().success());
+    merged(&whole, &top);
+    let bytes = fs::read(whole).unwrap();
+    let sector = |number: usize| &bytes[number << 16..(number << 16) + 512];
+    // The boot sector, whose code is before what tells it where to write.
+    let is_there = |number| sector(number)[..0x77] == bytes[..0x77] && sector(number)[510..] == [0x55, 0xaa];
+    assert!((1..=written + 1).all(is_there));
+    assert!(sector(written + 2).iter().all(|byte| *byte == 0));
     bench.assert_clean();
 }
