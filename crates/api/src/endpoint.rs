@@ -30,6 +30,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
+use crate::lobby::Lobby;
 use crate::note::{self, Event, Recorder};
 use crate::query::{Form, clip};
 use crate::schema::{Kind, Operation, Part, Protocol, Route, ServiceModel, slots};
@@ -43,6 +44,9 @@ use crate::{
 
 /// How long a client may take to send a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How many connections may have sent nothing yet: what is more ends the oldest.
+const SILENT: usize = 256;
 
 /// How long a client may take to send a request's body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(120);
@@ -191,6 +195,7 @@ impl Endpoint {
         let mut others = self.connections.take();
         let endpoint = Arc::new(self);
         let (main, workers) = (Handle::current(), Workers::start()?);
+        let silent = Lobby::new(SILENT);
         tokio::pin!(stop);
         loop {
             let accepted = tokio::select! {
@@ -213,9 +218,15 @@ impl Endpoint {
             let Ok(stream) = stream.into_std() else { continue };
             let (endpoint, server, watcher) = (endpoint.clone(), server.clone(), graceful.watcher());
             let main = main.clone();
+            let (place, shown_out) = silent.enter();
             workers.spawn(async move {
                 let Ok(stream) = TcpStream::from_std(stream) else { return };
-                let Some(first) = first_byte(&stream).await else { return };
+                let first = tokio::select! {
+                    first = first_byte(&stream) => first,
+                    () = shown_out => None,
+                };
+                let Some(first) = first else { return };
+                drop(place);
                 if first == TLS_HANDSHAKE
                     && held.is_none()
                     && let Some(tls) = &endpoint.tls
