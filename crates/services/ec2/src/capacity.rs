@@ -81,9 +81,12 @@ impl Capacity {
     fn within_quota(self, snapshot: &Snapshot, scope: Scope<'_>, wanted: &Wanted<'_>) -> u32 {
         let Some(quota) = self.vcpus else { return u32::MAX };
         let counts =
-            |i: &&Entry<Instance>| matches!(i.status.state, InstanceState::Pending | InstanceState::Running);
-        let running = snapshot.list::<Instance>(scope.account, scope.region).filter(counts);
-        let used: u32 = running
+            |i: &&Instance| matches!(i.status.state, InstanceState::Pending | InstanceState::Running);
+        let there = snapshot.list::<Instance>(scope.account, scope.region).map(instance);
+        let moving = moving(snapshot).filter(|i| (&*i.account, &*i.region) == (scope.account, scope.region));
+        let used: u32 = there
+            .chain(moving)
+            .filter(counts)
             .filter_map(|i| instance_type(&i.spec.instance_type))
             .map(InstanceType::vcpus)
             .fold(0, u32::saturating_add);
@@ -94,27 +97,19 @@ impl Capacity {
     fn within_memory(self, snapshot: &Snapshot, wanted: &Wanted<'_>) -> u32 {
         let Some(memory) = self.memory_mib else { return u32::MAX };
         let taken = |hardware: &InstanceType| hardware.memory_mib + self.overhead_mib;
-        let there = snapshot.list_all::<Instance>().filter(|instance| instance.takes_room());
-        let there = there.map(|instance| &instance.spec);
-        // Those that arrive, or leave, have machines here.
-        let moving = snapshot.list_all::<Migration>().filter(|migration| migration.phase.holds_records());
-        let moving = moving.map(|migration| &migration.bundle.instance.spec);
-        let used: u64 =
-            there.chain(moving).filter_map(|spec| instance_type(&spec.instance_type)).map(taken).sum();
+        let used: u64 = all(snapshot).filter_map(|i| instance_type(&i.spec.instance_type)).map(taken).sum();
         u32::try_from(memory.saturating_sub(used) / taken(wanted.hardware)).unwrap_or(u32::MAX)
     }
 
     /// Whether nobody's wish to have the host to themselves is violated.
     fn may_share_host(self, snapshot: &Snapshot, scope: Scope<'_>, wanted: &Wanted<'_>) -> bool {
-        let mut others = snapshot
-            .list_all::<Instance>()
-            .filter(|instance| instance.takes_room() && instance.account != scope.account);
+        let mut others = all(snapshot).filter(|instance| instance.account != scope.account);
         !others.any(|other| wanted.placement.dedicated || other.spec.placement.dedicated)
     }
 
     /// How many more the rules of a placement group allow.
     fn within_group(self, snapshot: &Snapshot, group: &PlacementGroup, wanted: &Wanted<'_>) -> Result<u32> {
-        let mut running = members(snapshot, group).filter(|instance| instance.takes_room());
+        let mut running = members(snapshot, group);
         match group.strategy {
             PlacementStrategy::Cluster => {
                 if let Some(other) = running.find(|other| other.spec.availability_zone != wanted.zone) {
@@ -135,7 +130,7 @@ impl Capacity {
             }
             PlacementStrategy::Partition => {
                 let asked = wanted.placement.partition;
-                let elsewhere = |i: &Entry<Instance>| asked.is_some() && i.spec.placement.partition != asked;
+                let elsewhere = |i: &Instance| asked.is_some() && i.spec.placement.partition != asked;
                 let room = !(self.one_host && running.any(elsewhere));
                 Ok(if room { u32::MAX } else { 0 })
             }
@@ -147,7 +142,7 @@ impl Capacity {
     #[must_use]
     pub fn partition(self, snapshot: &Snapshot, group: &PlacementGroup) -> u32 {
         let mut counts = vec![0u32; group.partition_count.unwrap_or(1).max(1) as usize];
-        for instance in members(snapshot, group).filter(|instance| instance.takes_room()) {
+        for instance in members(snapshot, group) {
             let index = instance.spec.placement.partition.and_then(|p| p.checked_sub(1));
             if let Some(count) = index.and_then(|index| counts.get_mut(index as usize)) {
                 *count += 1;
@@ -163,11 +158,29 @@ impl Capacity {
     }
 }
 
-fn members<'a>(
-    snapshot: &'a Snapshot,
-    group: &PlacementGroup,
-) -> impl Iterator<Item = &'a Entry<Instance>> + use<'a> {
-    snapshot.by_index::<Instance>(&group.account, &group.region, "placement-group", &group.id)
+fn instance(entry: &Entry<Instance>) -> &Instance {
+    entry
+}
+
+/// The instances that arrive from another daemon, or leave, and have machines here all the same.
+fn moving(snapshot: &Snapshot) -> impl Iterator<Item = &Instance> {
+    let moving = snapshot.list_all::<Migration>().filter(|migration| migration.phase.holds_records());
+    moving.map(|migration| &migration.bundle.instance)
+}
+
+/// All instances that take room.
+fn all(snapshot: &Snapshot) -> impl Iterator<Item = &Instance> {
+    let there = snapshot.list_all::<Instance>().map(instance).filter(|instance| instance.takes_room());
+    there.chain(moving(snapshot))
+}
+
+/// The instances of a placement group that take room.
+fn members<'a>(snapshot: &'a Snapshot, group: &PlacementGroup) -> impl Iterator<Item = &'a Instance> {
+    let there = snapshot.by_index::<Instance>(&group.account, &group.region, "placement-group", &group.id);
+    let there = there.map(instance).filter(|instance| instance.takes_room());
+    let id = group.id.clone();
+    let is_member = move |instance: &&Instance| instance.spec.placement.group_id.as_ref() == Some(&id);
+    there.chain(moving(snapshot).filter(is_member))
 }
 
 fn draw_ticket(tx: &mut Tx) {
