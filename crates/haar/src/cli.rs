@@ -451,6 +451,9 @@ pub struct Migrate {
     /// The other daemon: its state folder, or an invitation
     #[arg(long, value_name = "WHERE", requires = "instance", required_unless_present_any = ["list", "cancel", "take_back"])]
     pub to: Option<String>,
+    /// Have the instance stay if it has not moved after so many seconds [default: 800 for each GiB of memory and disks]
+    #[arg(long, value_name = "SECONDS", requires = "instance", value_parser = clap::value_parser!(u64).range(1..))]
+    pub timeout: Option<u64>,
     /// Print what becomes of it as JSON
     #[arg(long)]
     pub json: bool,
@@ -460,7 +463,8 @@ pub struct Migrate {
     /// Have an instance stay that is being copied
     #[arg(long, value_name = "MIGRATION", conflicts_with_all = ["instance", "take_back"])]
     pub cancel: Option<String>,
-    /// Let an instance run on here that was to be handed over: the other daemon does not have it, and never will
+    /// Let an instance run on here that was to be handed over: the other daemon does not have it, and never will. If it has it
+    /// after all, the one here is shut down
     #[arg(long, value_name = "MIGRATION", conflicts_with = "instance")]
     pub take_back: Option<String>,
 }

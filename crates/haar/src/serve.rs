@@ -478,6 +478,8 @@ fn reply(status: StatusCode, body: &serde_json::Value) -> Response<Body> {
 struct Move {
     instance: String,
     invitation: String,
+    #[serde(default)]
+    timeout_seconds: Option<u64>,
 }
 
 /// Whom another daemon is to find.
@@ -499,7 +501,8 @@ async fn migrations(node: &Node, what: &str, body: &[u8]) -> Response<Body> {
         },
         None if what == "begin" => match serde_json::from_slice::<Move>(body) {
             Ok(asked) => {
-                let begun = node.migrate(&asked.instance, &asked.invitation).await;
+                let timeout = asked.timeout_seconds.map(Duration::from_secs);
+                let begun = node.migrate(&asked.instance, &asked.invitation, timeout).await;
                 begun.map(|id| serde_json::json!({"id": id}))
             }
             Err(error) => return unreadable(error),
@@ -507,7 +510,9 @@ async fn migrations(node: &Node, what: &str, body: &[u8]) -> Response<Body> {
         None if what == "list" => node.migration_status(None).map(|found| serde_json::json!(found)),
         Some(("status", id)) => node.migration_status(Some(id)).map(|found| serde_json::json!(found)),
         Some(("cancel", id)) => node.cancel_migration(id).map(|()| serde_json::json!({})),
-        Some(("take-back", id)) => node.take_back(id).await.map(|()| serde_json::json!({})),
+        Some(("take-back", id)) => {
+            node.take_back(id).await.map(|unasked| serde_json::json!({"unasked": unasked}))
+        }
         _ => return reply(StatusCode::NOT_FOUND, &serde_json::json!({"message": "there is nothing here"})),
     };
     match done {

@@ -421,12 +421,18 @@ impl Node {
         Ok(self.migrations()?.invite(address))
     }
 
-    /// Begins to move a running instance to another daemon by its invitation, and gives the migration's id. It goes on by itself.
+    /// Begins to move a running instance to another daemon by its invitation, and gives the migration's id. It goes on by itself; if the
+    /// instance has not moved by `timeout`, it stays.
     ///
     /// # Errors
     /// [`Error::Refused`] if the instance cannot move.
-    pub async fn migrate(&self, instance: &str, invitation: &str) -> Result<String, Error> {
-        self.migrations()?.begin(instance, invitation).await
+    pub async fn migrate(
+        &self,
+        instance: &str,
+        invitation: &str,
+        timeout: Option<Duration>,
+    ) -> Result<String, Error> {
+        self.migrations()?.begin(instance, invitation, timeout).await
     }
 
     /// What is known of a migration, or of all.
@@ -445,11 +451,12 @@ impl Node {
         self.migrations()?.cancel(migration)
     }
 
-    /// Takes back a guest whose receiving daemon will never say whether it has it.
+    /// Takes back a guest whose receiving daemon will never say whether it has it. Gives that daemon's host and port if it could not be
+    /// asked: should it have the guest after all, the one here is shut down when it can.
     ///
     /// # Errors
     /// [`Error::Refused`] if the migration is not at that point, or the other daemon says that it has the guest.
-    pub async fn take_back(&self, migration: &str) -> Result<(), Error> {
+    pub async fn take_back(&self, migration: &str) -> Result<Option<String>, Error> {
         self.migrations()?.take_back(migration).await
     }
 
@@ -464,7 +471,8 @@ impl Node {
     pub async fn stop(&self) {
         let Inner { image_states, imports, guests, real, .. } = &*self.inner;
         if let Some(real) = real {
-            real.migrations.stop();
+            // What is being decided may take longer; the next daemon goes on with it.
+            let _ = tokio::time::timeout(STOP_GRACE, real.migrations.stop()).await;
             real.moving.stop(STOP_GRACE).await;
             real.networks.stop(STOP_GRACE).await;
         }

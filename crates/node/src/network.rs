@@ -108,6 +108,17 @@ impl Network {
         Ok(())
     }
 
+    /// As [`Network::sync`], where another daemon of this host may have had a public address meanwhile.
+    pub(crate) async fn take_over_again(
+        &self,
+        account: &str,
+        region: &str,
+        vpc_id: &str,
+    ) -> Result<(), Error> {
+        self.driver.look_for_routes(vpc_id).await?;
+        self.sync(account, region, vpc_id).await
+    }
+
     /// Starts the servers of a VPC's link.
     async fn serve(
         &self,

@@ -98,6 +98,20 @@ impl Driver {
         self.blocking(move |inner| inner.sync(&vpc)).await
     }
 
+    /// Has the next [`Driver::sync`] of a VPC look which public addresses are routed to it: another daemon of this host may have had one
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// What kept it from being noted.
+    pub async fn look_for_routes(&self, vpc_id: &str) -> Result<(), Error> {
+        let vpc_id = vpc_id.to_owned();
+        self.blocking(move |inner| {
+            lock(&inner.applied(&vpc_id)).routes = None;
+            Ok(())
+        })
+        .await
+    }
+
     /// Removes a VPC's network. There may be none.
     ///
     /// # Errors

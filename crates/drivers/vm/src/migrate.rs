@@ -28,6 +28,9 @@ const POLL: Duration = Duration::from_millis(5);
 /// How long QEMU may take to end a copy or to break off.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long the other end may take until a disk of it can be written.
+const CONNECT: Duration = Duration::from_secs(10);
+
 /// Where a machine's devices are, which a guest that moves relies on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layout {
@@ -201,6 +204,8 @@ impl Vm {
             "node-name": name,
             "server": { "type": "unix", "path": utf8(socket)? },
             "export": disk,
+            // The guest stands still while QEMU waits for the other end's first word.
+            "open-timeout": CONNECT.as_secs(),
         });
         qmp.execute("blockdev-add", target).await?;
         let job = json!({

@@ -45,8 +45,13 @@ pub fn migrate(state: &StateDir, arguments: &Migrate) -> Result<ExitCode> {
     let daemon = running(state)?;
     let client = Client::new(&daemon)?;
     if let Some(id) = &arguments.take_back {
-        client.migrations(&format!("take-back/{id}"), &json!({}))?;
+        let answer = client.migrations(&format!("take-back/{id}"), &json!({}))?;
         println!("{id} is taken back: the instance runs on here");
+        if let Some(there) = answer["unasked"].as_str() {
+            eprintln!(
+                "The daemon at {there} could not be asked. Should it have the instance after all, the one here is shut down when that is known."
+            );
+        }
         return Ok(ExitCode::SUCCESS);
     }
     if let Some(id) = &arguments.cancel {
@@ -60,7 +65,8 @@ pub fn migrate(state: &StateDir, arguments: &Migrate) -> Result<ExitCode> {
         return Err(Error::Setting("an instance and --to are needed".into()));
     };
     let to = if to.contains("://") { to.clone() } else { invitation(&running_there(to)?)? };
-    let asked = json!({ "instance": instance, "invitation": to.trim() });
+    let asked =
+        json!({ "instance": instance, "invitation": to.trim(), "timeout_seconds": arguments.timeout });
     let answer = client.migrations("begin", &asked)?;
     let id = answer["id"].as_str().ok_or_else(|| Error::Answer("no migration".into()))?;
     follow(&client, id, arguments.json)

@@ -156,7 +156,8 @@ pub(super) fn fit_in(
     let (account, region) = (home.account, bundle.instance.region.clone());
     let (account, region) = (account, region.as_str());
     let id = bundle.instance.id.clone();
-    if tx.get::<Instance>(account, region, &id).is_some() {
+    let there = tx.get::<Instance>(account, region, &id);
+    if there.is_some_and(|there| there.status.state != InstanceState::Terminated) {
         return refuse(format!("{id} is there already"));
     }
     let vpc = fit_vpc(tx, account, region, &bundle.vpc_cidr)?;

@@ -25,6 +25,12 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 /// How long a connection may take to be made.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How often a connection is tried that the other end breaks off before it is made.
+const TRIES: u32 = 5;
+
+/// How long after that it is tried again.
+const AGAIN: Duration = Duration::from_millis(100);
+
 /// After how long a connection counts as lost whose other end says nothing, not even that it has received.
 pub(super) const LOST: Duration = Duration::from_secs(15);
 
@@ -121,11 +127,22 @@ pub(super) async fn connect(
     fingerprint: &str,
     speech: Speech,
 ) -> io::Result<client::TlsStream<TcpStream>> {
-    let connected = async {
+    let connector = TlsConnector::from(Arc::new(client_config(fingerprint, speech)));
+    let connect_once = async || {
         let stream = TcpStream::connect(address).await?;
         tune(&stream)?;
         let name = ServerName::try_from(NAME).map_err(io::Error::other)?;
-        TlsConnector::from(Arc::new(client_config(fingerprint, speech))).connect(name, stream).await
+        connector.connect(name, stream).await
+    };
+    let connected = async {
+        for _ in 1..TRIES {
+            match connect_once().await {
+                // Shown out, perhaps, as many others came.
+                Err(error) if is_broken_off(&error) => tokio::time::sleep(AGAIN).await,
+                connected => return connected,
+            }
+        }
+        connect_once().await
     };
     match timeout(PATIENCE, connected).await {
         Ok(Err(error)) if is_another(&error) => Err(io::Error::other("another daemon answers there")),
@@ -167,6 +184,12 @@ fn fingerprint(certificate: &CertificateDer<'_>) -> Result<String, rustls::Error
 struct Pinned {
     fingerprint: String,
     provider: Arc<CryptoProvider>,
+}
+
+/// Whether the other end has ended a connection before it was made.
+fn is_broken_off(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
 /// Whether a connection failed because of the other end's key.

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use haar_core::reconcile::Action;
-use haar_records::ec2::{Bundle, Migration, MigrationPhase, NetworkInterface, Volume, instance_type};
+use haar_records::ec2::{
+    Bundle, Instance, InstanceGoal, Migration, MigrationPhase, NetworkInterface, Volume, instance_type,
+};
 use haar_store::Tx;
 use haar_vm::{RunState, Vm};
 use time::OffsetDateTime;
@@ -12,7 +14,7 @@ use time::OffsetDateTime;
 use super::bundle::{self, Home};
 use super::relay::{DISKS, MEMORY};
 use super::server::Reception;
-use super::wire::{Offer, OfferedDisk, OfferedImage, Outcome, VERSION};
+use super::wire::{Offer, OfferedDisk, OfferedImage, Outcome, Received, VERSION};
 use super::{GIVEN_UP, Migrations, lock};
 use crate::Error;
 
@@ -27,6 +29,9 @@ const LAST_PART: Duration = Duration::from_secs(20);
 
 /// How long a machine that receives may take to say why it cannot.
 const LAST_WORDS: Duration = Duration::from_millis(300);
+
+/// What is said when this daemon ends.
+const STOPPING: &str = "the daemon that receives is being stopped";
 
 /// A guest that is on its way here.
 pub(super) struct Arrival {
@@ -122,6 +127,9 @@ impl Migrations {
         let region = &offer.bundle.instance.region;
         self.store
             .transact(|tx| {
+                if self.stopping.is_cancelled() {
+                    return Err(Error::Refused(STOPPING.into()));
+                }
                 reception.prepare(tx, region).map_err(Error::Refused)?;
                 let fitted = bundle::fit_in(tx, &offer.bundle, &self.home(same_host), |tx, _| {
                     reception.encryption(tx, region).map_err(Error::Refused)
@@ -182,8 +190,12 @@ impl Migrations {
 
     /// What is told of a migration that came here.
     pub(super) fn outcome(&self, migration: &Migration) -> Outcome {
-        if migration.phase == MigrationPhase::Received {
-            return Outcome::Received(self.borrowed(migration));
+        match migration.phase {
+            MigrationPhase::Received => return Outcome::Received(self.received(migration)),
+            MigrationPhase::GivingUp => {
+                return Outcome::Refused(migration.message.clone().unwrap_or_else(|| GIVEN_UP.into()));
+            }
+            _ => {}
         }
         if let Some(arrival) = lock(&self.arrivals).get(&migration.id) {
             *lock(&arrival.heard) = Instant::now();
@@ -191,23 +203,32 @@ impl Migrations {
         Outcome::Receiving
     }
 
-    /// The public addresses of other pools that came with a guest and are still in use.
-    fn borrowed(&self, migration: &Migration) -> Vec<std::net::Ipv4Addr> {
+    /// What has become of a guest that came here: also the public addresses of other pools that came with it and are still in use.
+    fn received(&self, migration: &Migration) -> Received {
         let snapshot = self.store.snapshot();
+        let instance =
+            snapshot.get::<Instance>(&migration.account, &migration.region, &migration.instance_id);
+        let terminated = instance.is_some_and(|instance| instance.spec.goal == InstanceGoal::Terminated);
         let public = |i: &NetworkInterface| i.public_address.clone();
         let addresses = migration.bundle.interfaces.iter().filter_map(public);
         let foreign = addresses.filter(|address| address.foreign_host.is_some()).map(|address| address.ip);
-        foreign.filter(|ip| bundle::holds(&snapshot, migration, *ip)).collect()
+        let borrowed = foreign.filter(|ip| bundle::holds(&snapshot, migration, *ip)).collect();
+        Received { borrowed, terminated }
     }
 
     /// Decides whose a guest is that was sent whole: it is this daemon's from the transaction on that says so.
-    pub(super) async fn accept(&self, seen: &Migration, bundle: Option<Bundle>) -> Result<Outcome, Error> {
+    pub(super) async fn accept(
+        &self,
+        seen: &Migration,
+        bundle: Option<Bundle>,
+        reception: &dyn Reception,
+    ) -> Result<Outcome, Error> {
         let arrival = lock(&self.arrivals).get(&seen.id).cloned();
         let Some(arrival) = arrival else { return Ok(self.outcome(seen)) };
         let _deciding = arrival.deciding.lock().await;
         let now = self.store.snapshot().get::<Migration>(&seen.account, &seen.region, &seen.id);
         let Some(now) = now else { return Ok(gone()) };
-        if now.phase == MigrationPhase::Received {
+        if now.phase != MigrationPhase::Receiving {
             return Ok(self.outcome(&now));
         }
         let Some(bundle) = bundle else { return Ok(Outcome::Receiving) };
@@ -217,7 +238,7 @@ impl Migrations {
         };
         // Before the guest speaks: what it says is part of them.
         self.network.track(&now.vpc_id, &bundle.connections).await;
-        let received = match self.receive(&now, &bundle).await {
+        let received = match self.receive(&now, &bundle, reception).await {
             Ok(Some(received)) => received,
             Ok(None) => return Ok(gone()),
             Err(Error::Refused(why)) => return self.give_up(&now, &why).await,
@@ -248,15 +269,24 @@ impl Migrations {
         })
     }
 
-    /// The decision: from here on the guest is this daemon's.
-    async fn receive(&self, now: &Migration, bundle: &Bundle) -> Result<Option<Migration>, Error> {
+    /// The decision: from here on the guest is this daemon's, if what it was promised when it was offered still holds.
+    async fn receive(
+        &self,
+        now: &Migration,
+        bundle: &Bundle,
+        reception: &dyn Reception,
+    ) -> Result<Option<Migration>, Error> {
         let same_host = self.came_from_here(now);
         self.enter(now, |tx, migration| {
             migration.bundle = fit_again(tx, migration, bundle, &self.home(same_host))?;
             migration.bundle.connections.clear();
-            bundle::put(tx, &migration.bundle);
             migration.phase = MigrationPhase::Received;
+            migration.settled = false;
             migration.ended = Some(OffsetDateTime::now_utc());
+            // The room that it has is counted neither as that of a guest on its way nor, yet, as an instance's.
+            tx.put(migration.clone());
+            reception.make_room(tx, &migration.bundle.instance).map_err(Error::Refused)?;
+            bundle::put(tx, &migration.bundle);
             Ok(())
         })
         .await
@@ -288,33 +318,65 @@ impl Migrations {
         self.give_up(seen, ended.as_deref().unwrap_or(why)).await
     }
 
+    /// Gives up a guest that is on its way here, and removes what was made for it.
     async fn give_up(&self, seen: &Migration, why: &str) -> Result<Outcome, Error> {
-        let (account, region, id) = (&seen.account, &seen.region, &seen.id);
-        let outcome = self
-            .store
+        let given_up = self.enter(seen, |_, migration| {
+            give_up(migration, why);
+            Ok(())
+        });
+        let Some(given_up) = given_up.await? else {
+            let now = self.store.snapshot().get::<Migration>(&seen.account, &seen.region, &seen.id);
+            return Ok(now.map_or_else(gone, |now| self.outcome(&now)));
+        };
+        tracing::info!(migration = seen.id, instance = seen.instance_id, why, "the guest is not taken over");
+        self.forget_arrival(&seen.id);
+        if let Err(error) = self.clear_away(&given_up).await {
+            tracing::warn!(migration = seen.id, %error, "cannot remove what was made for the guest; it is tried again");
+        }
+        Ok(self.outcome(&given_up))
+    }
+
+    /// Removes what was made for a guest that was given up, then its record: until then none of its name can come.
+    pub(super) async fn clear_away(&self, migration: &Migration) -> Result<Action, Error> {
+        // Who comes second finds nothing to do, and does not remove what came after.
+        let _clearing = self.clearing.lock().await;
+        let (account, region, id) = (&migration.account, &migration.region, &migration.id);
+        if self.store.snapshot().get::<Migration>(account, region, id).is_none() {
+            return Ok(Action::Done);
+        }
+        self.qemu.clear(&migration.bundle).await?;
+        self.network.sync(account, region, &migration.vpc_id).await?;
+        self.store
             .transact(|tx| {
-                let Some(found) = tx.get::<Migration>(account, region, id) else { return Ok(None) };
-                if found.phase != MigrationPhase::Receiving {
-                    return Ok(Some(Migration::clone(&found)));
-                }
-                drop_record(tx, &found);
-                Ok::<_, Error>(None)
+                drop_record(tx, migration);
+                Ok::<_, Error>(())
             })
             .await?;
-        if let Some(received) = outcome {
-            return Ok(self.outcome(&received));
+        Ok(Action::Done)
+    }
+
+    /// Gives up all guests that are on their way here. What is being decided is waited for.
+    pub(super) async fn give_up_all(&self) {
+        let snapshot = self.store.snapshot();
+        let receiving = snapshot.list_all::<Migration>().filter(|m| m.phase == MigrationPhase::Receiving);
+        for migration in receiving {
+            if let Err(error) = self.abandon(migration, STOPPING).await {
+                tracing::warn!(migration = migration.id, %error, "cannot give up the guest that was arriving");
+            }
         }
-        tracing::info!(migration = id, instance = seen.instance_id, why, "the guest is not taken over");
-        self.forget_arrival(id);
-        // What is left of it has no record, and goes now or with the next daemon.
-        let cleared = async {
-            self.qemu.clear(&seen.bundle).await?;
-            self.network.sync(account, region, &seen.vpc_id).await
-        };
-        if let Err(error) = cleared.await {
-            tracing::warn!(migration = id, %error, "cannot remove what was made for the guest");
+    }
+
+    /// The daemon that sends knows that the guest is here. It may have had it as well until now, and its addresses.
+    pub(super) async fn settled(&self, known: &Migration) -> Result<Outcome, Error> {
+        if known.phase == MigrationPhase::Received && !known.settled {
+            self.network.take_over_again(&known.account, &known.region, &known.vpc_id).await?;
+            self.enter(known, |_, migration| {
+                migration.settled = true;
+                Ok(())
+            })
+            .await?;
         }
-        Ok(Outcome::Refused(why.to_owned()))
+        Ok(self.outcome(known))
     }
 
     fn forget_arrival(&self, id: &str) {
@@ -340,16 +402,18 @@ impl Migrations {
         Ok(Action::RequeueAfter(LOOK))
     }
 
-    /// Gives up what an earlier daemon was receiving: the way of its bytes ended with it. What is left of it then has no record.
+    /// Gives up what an earlier daemon was receiving: the way of its bytes ended with it.
     pub(crate) async fn give_up_stale(&self) -> Result<(), Error> {
         self.store
             .transact(|tx| {
                 let all = tx.snapshot().list_all::<Migration>();
                 let receiving =
                     all.filter(|m| m.phase == MigrationPhase::Receiving && m.worker != self.worker);
-                for migration in receiving.cloned().collect::<Vec<_>>() {
-                    tracing::info!(migration = migration.id, "the guest that was arriving is given up");
-                    drop_record(tx, &migration);
+                for stale in receiving.cloned().collect::<Vec<_>>() {
+                    tracing::info!(migration = stale.id, "the guest that was arriving is given up");
+                    let mut migration = Migration::clone(&stale);
+                    give_up(&mut migration, GIVEN_UP);
+                    tx.put(migration);
                 }
                 Ok(())
             })
@@ -375,6 +439,13 @@ fn fit_again(tx: &mut Tx, migration: &Migration, bundle: &Bundle, home: &Home<'_
     } else {
         Err(Error::Refused("another guest was handed over than was offered".into()))
     }
+}
+
+/// The other decision: the guest will never be this daemon's.
+fn give_up(migration: &mut Migration, why: &str) {
+    migration.phase = MigrationPhase::GivingUp;
+    migration.message = Some(why.to_owned());
+    migration.ended = Some(OffsetDateTime::now_utc());
 }
 
 fn drop_record(tx: &mut Tx, migration: &Migration) {

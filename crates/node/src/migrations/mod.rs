@@ -7,17 +7,20 @@
 //! | `copying` | `receiving` | is here: whatever breaks off, it runs on here |
 //! | `handing-over` | `receiving` | stands still on both sides; nobody lets it run until *there* has decided |
 //! | `handing-over` | `received` | is there |
-//! | `handing-over` | none | is here: it is taken back |
+//! | `handing-over` | `giving-up`, or none | is here: it is taken back |
 //! | `handed-over` | `received` | is there; what is left of it here goes |
 //!
-//! The decision is one transaction of the daemon that receives, from `receiving` to `received`, or to no record at all. It decides only when
+//! The decision is one transaction of the daemon that receives, from `receiving` to `received` or `giving-up`. It decides only when
 //! asked, which it is only after the guest was sent whole; so whoever does not know yet asks, or asks again.
 //!
-//! [`outgoing`] is the daemon that sends, [`incoming`] the one that receives; [`bundle`] says what moves; [`wire`] what they say to each other,
-//! [`server`] hears it, [`relay`] carries the machines' bytes, [`channel`] protects both.
+//! [`outgoing`] is the daemon that sends, [`course`] how long it may take, [`doubt`] what it does about a guest that was taken back by hand;
+//! [`incoming`] is the one that receives; [`bundle`] says what moves; [`wire`] what they say to each other, [`server`] hears it, [`relay`]
+//! carries the machines' bytes, [`channel`] protects both.
 
 mod bundle;
 mod channel;
+mod course;
+mod doubt;
 mod incoming;
 mod outgoing;
 mod relay;
@@ -44,7 +47,7 @@ use crate::qemu::Qemu;
 use crate::{Config, Error};
 use incoming::Arrival;
 use relay::Gate;
-use wire::{About, Invitation, Outcome, Peer};
+use wire::{About, Invitation, Outcome, Peer, Received};
 
 pub use channel::Identity;
 pub use server::Reception;
@@ -57,9 +60,6 @@ const VISIBLE: Duration = Duration::from_secs(3600);
 
 /// How often is asked whether a lent address comes back.
 const ASK_FOR_LENT: Duration = Duration::from_secs(30);
-
-/// How often is asked what became of a guest that was taken back in doubt.
-const ASK_IN_DOUBT: Duration = Duration::from_secs(5);
 
 /// How soon the other daemon is asked again that did not answer.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -86,6 +86,8 @@ pub(crate) struct Migrations {
     arrivals: Mutex<HashMap<String, Arc<Arrival>>>,
     underway: Mutex<HashMap<String, Underway>>,
     stopping: CancellationToken,
+    /// Held while what was made for a guest is removed.
+    clearing: tokio::sync::Mutex<()>,
 }
 
 /// What is known of a migration besides its record, as long as the process lives.
@@ -95,6 +97,8 @@ struct Underway {
     /// Why it does not go on.
     trouble: Option<String>,
     cancelled: CancellationToken,
+    /// How long it may take, if the user has said so.
+    timeout: Option<Duration>,
 }
 
 /// How far a migration is.
@@ -173,12 +177,14 @@ impl Migrations {
             arrivals: Mutex::default(),
             underway: Mutex::default(),
             stopping: CancellationToken::new(),
+            clearing: tokio::sync::Mutex::default(),
         })
     }
 
-    /// Has guests that are being copied stay, because the daemon stops.
-    pub(crate) fn stop(&self) {
+    /// Has guests that are being copied stay where they are, because the daemon stops.
+    pub(crate) async fn stop(&self) {
         self.stopping.cancel();
+        self.give_up_all().await;
     }
 
     /// Makes an invitation for one guest: what the daemon that sends has to know of this one, which answers at `address`.
@@ -200,8 +206,21 @@ impl Migrations {
         found.is_some_and(|found| invitations.remove(&found).is_some())
     }
 
-    /// Begins to move an instance by an invitation of another daemon; gives the migration's id.
-    pub(crate) async fn begin(&self, instance_id: &str, invitation: &str) -> Result<String, Error> {
+    /// Whether a token is that of an invitation that is good, or of a guest that came here.
+    fn knows(&self, token: &str) -> bool {
+        let same = |known: &str| bool::from(known.as_bytes().ct_eq(token.as_bytes()));
+        let invited =
+            lock(&self.invitations).iter().any(|(known, made)| same(known) && made.elapsed() < INVITATION);
+        invited || self.store.snapshot().list_all::<Migration>().any(|m| m.to.is_none() && same(&m.token))
+    }
+
+    /// Begins to move an instance by an invitation of another daemon; gives the migration's id. If it is not over by `timeout`, it stays.
+    pub(crate) async fn begin(
+        &self,
+        instance_id: &str,
+        invitation: &str,
+        timeout: Option<Duration>,
+    ) -> Result<String, Error> {
         let Some(Invitation { to, token }) = Invitation::parse(invitation) else {
             return Err(Error::Refused(
                 "the invitation cannot be read: it looks like haar://10.0.0.2:4566/#3f0c…, as haar receive prints it".into(),
@@ -212,18 +231,25 @@ impl Migrations {
         }
         let id = haar_core::new_id("mig");
         let host_address = self.network.host_address();
-        self.store
+        self.note(&id, |known| known.timeout = timeout);
+        let begun = self
+            .store
             .transact(|tx| {
                 let found = tx.snapshot().list_all::<Instance>().find(|i| i.id == instance_id).cloned();
                 let Some(found) = found else {
                     return Err(Error::Refused(format!("there is no instance {instance_id}")));
                 };
                 let (account, region) = (&found.account, &found.region);
-                let moving = tx
-                    .by_index::<Migration>(account, region, "instance", instance_id)
-                    .any(|m| m.phase.is_leaving());
-                if moving {
-                    return Err(Error::Refused(format!("{instance_id} is moving already")));
+                for other in tx.by_index::<Migration>(account, region, "instance", instance_id) {
+                    if other.phase.is_leaving() {
+                        return Err(Error::Refused(format!("{instance_id} is moving already")));
+                    }
+                    if other.in_doubt {
+                        let there = other.destination();
+                        return Err(Error::Refused(format!(
+                            "{instance_id} may be at {there} as well: it was taken back without a word of the daemon there"
+                        )));
+                    }
                 }
                 // Relied on, so that no change goes by unseen.
                 let instance = tx.get::<Instance>(account, region, instance_id);
@@ -232,7 +258,8 @@ impl Migrations {
                 tx.put(Migration::new(&id, Some(to.clone()), &token, &self.worker, bundle));
                 Ok(())
             })
-            .await?;
+            .await;
+        begun.inspect_err(|_| drop(lock(&self.underway).remove(&id)))?;
         Ok(id)
     }
 
@@ -285,63 +312,6 @@ impl Migrations {
             .ok_or_else(|| Error::Refused(format!("there is no migration {id}")))
     }
 
-    /// Takes back a guest that stands still because the daemon that receives does not say whether it has it. If it cannot be asked now
-    /// either, whoever asks for this vouches that it has not, and never will.
-    pub(crate) async fn take_back(&self, id: &str) -> Result<(), Error> {
-        let migration = self.find(id)?;
-        let (instance, phase) = (&migration.instance_id, migration.phase);
-        if phase != MigrationPhase::HandingOver {
-            let why = "only a guest that is being handed over can be taken back";
-            return Err(Error::Refused(format!("{id} is {phase}: {why}")));
-        }
-        let there = migration.to.as_ref().map(|to| to.address.clone()).unwrap_or_default();
-        let in_doubt = match self.tell_to_give_up(&migration).await {
-            Ok(Outcome::Received(_)) => {
-                return Err(Error::Refused(format!("{instance} runs at {there}: the daemon there says so")));
-            }
-            Ok(Outcome::Refused(_)) | Err(Error::Refused(_)) => false,
-            Ok(Outcome::Receiving) | Err(_) => true,
-        };
-        let why = if in_doubt {
-            format!("it was taken back by hand, without a word of the daemon at {there}")
-        } else {
-            "it was taken back by hand".to_owned()
-        };
-        if self.stay(&migration, &why, in_doubt).await? {
-            return Ok(());
-        }
-        Err(Error::Refused(format!("{id} has ended meanwhile: haar migrate --list says how")))
-    }
-
-    /// Tells the other daemon that a guest stays here. It answers what has become of it there.
-    async fn tell_to_give_up(&self, migration: &Migration) -> Result<Outcome, Error> {
-        Peer::of(migration)?.ask("abandon", &About::of(migration), PATIENCE).await
-    }
-
-    /// Asks about a guest that was taken back in doubt, until it is known that there is one of it, or that there are two.
-    async fn clear_doubt(&self, migration: &Migration) -> Result<Action, Error> {
-        let message = match self.tell_to_give_up(migration).await {
-            Ok(Outcome::Received(_)) => {
-                let there = migration.to.as_ref().map(|to| to.address.as_str()).unwrap_or_default();
-                let instance = &migration.instance_id;
-                tracing::error!(migration = migration.id, instance, there, "the guest runs there as well");
-                Some(format!(
-                    "it was taken back by hand, but the daemon at {there} has {instance} as well, and both run: terminate one of them"
-                ))
-            }
-            Ok(Outcome::Refused(_)) | Err(Error::Refused(_)) => Some("it was taken back by hand".to_owned()),
-            Ok(Outcome::Receiving) | Err(_) => None,
-        };
-        let Some(message) = message else { return Ok(Action::RequeueAfter(ASK_IN_DOUBT)) };
-        self.enter(migration, |_, migration| {
-            migration.in_doubt = false;
-            migration.message = Some(message.clone());
-            Ok(())
-        })
-        .await?;
-        Ok(Action::RequeueAfter(VISIBLE))
-    }
-
     /// Writes down how a migration goes on, if it is in this phase still.
     async fn enter(
         &self,
@@ -368,9 +338,17 @@ impl Migrations {
         if migration.in_doubt {
             return self.clear_doubt(migration).await;
         }
+        let left = migration.ended.unwrap_or(migration.started) + VISIBLE - OffsetDateTime::now_utc();
+        if !migration.settled
+            && migration.to.is_some()
+            && !self.tell_settled(migration).await?
+            && left.is_positive()
+        {
+            return Ok(Action::RequeueAfter(ASK_FOR_LENT));
+        }
         if !migration.lent.is_empty() {
             let held = match Peer::of(migration)?.ask("status", &About::of(migration), PATIENCE).await {
-                Ok(Outcome::Received(held)) => held,
+                Ok(Outcome::Received(Received { borrowed, .. })) => borrowed,
                 Ok(Outcome::Refused(_)) => Vec::new(),
                 Ok(Outcome::Receiving) | Err(_) => return Ok(Action::RequeueAfter(ASK_FOR_LENT)),
             };
@@ -390,11 +368,13 @@ impl Migrations {
                 return Ok(Action::RequeueAfter(ASK_FOR_LENT));
             }
         }
-        let left = migration.ended.unwrap_or(migration.started) + VISIBLE - OffsetDateTime::now_utc();
-        let held = migration.phase == MigrationPhase::Received
-            && matches!(self.outcome(migration), Outcome::Received(held) if !held.is_empty());
-        if left.is_positive() || held {
-            return Ok(Action::RequeueAfter(left.unsigned_abs().max(ASK_FOR_LENT)));
+        // As long as it may be asked for.
+        let awaited = migration.phase == MigrationPhase::Received
+            && (!migration.settled
+                || matches!(self.outcome(migration), Outcome::Received(there) if !there.borrowed.is_empty()));
+        if left.is_positive() || awaited {
+            let soon = left.max(time::Duration::ZERO).unsigned_abs();
+            return Ok(Action::RequeueAfter(soon.max(ASK_FOR_LENT)));
         }
         self.store
             .transact(|tx| {
@@ -429,7 +409,7 @@ impl Reconciler for Reconcile {
     type Error = Error;
 
     fn triggers(&self, before: &Migration, after: &Migration) -> bool {
-        before.phase != after.phase
+        (before.phase, before.settled) != (after.phase, after.settled)
     }
 
     async fn reconcile(&self, _: &Key, entry: Option<Entry<Migration>>) -> Result<Action, Error> {
@@ -444,6 +424,7 @@ impl Reconciler for Reconcile {
             MigrationPhase::HandingOver => self.0.settle(&migration).await,
             MigrationPhase::HandedOver => self.0.clear(&migration).await,
             MigrationPhase::Receiving => self.0.watch_over(&migration).await,
+            MigrationPhase::GivingUp => self.0.clear_away(&migration).await,
             MigrationPhase::Completed | MigrationPhase::Failed | MigrationPhase::Received => {
                 self.0.forget(&migration).await
             }

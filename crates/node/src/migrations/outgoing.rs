@@ -5,12 +5,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use haar_core::reconcile::Action;
-use haar_records::ec2::{Bundle, Instance, Migration, MigrationPhase};
+use haar_records::ec2::{Bundle, Instance, Migration, MigrationPhase, instance_type};
 use haar_vm::{RunState, Sending, Sync, Vm};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use time::OffsetDateTime;
 
+use super::course::Course;
 use super::relay::{DISKS, MEMORY, Way};
 use super::wire::{About, CONNECTIONS_LIMIT, Offer, OfferedDisk, OfferedImage, Outcome, Peer, VERSION};
 use super::{ASK_AGAIN, GIVEN_UP, Migrations, PATIENCE, Progress, bundle};
@@ -37,15 +38,15 @@ const CONSOLE: u64 = 32 << 10;
 impl Migrations {
     /// Copies a guest, has it handed over, and learns what became of it.
     pub(super) async fn send(&self, migration: &Migration) -> Result<Action, Error> {
-        let begin = Instant::now();
-        let (vm, ways, paused) = match self.copy(migration).await {
+        let begun = Instant::now();
+        let (vm, ways, paused) = match self.copy(migration, begun).await {
             Ok(copied) => copied,
             Err(error) => {
                 self.stay(migration, &error.to_string(), false).await?;
                 return Ok(Action::Done);
             }
         };
-        tracing::info!(migration = migration.id, after = ?begin.elapsed(), "the guest stands still to be handed over");
+        tracing::info!(migration = migration.id, after = ?begun.elapsed(), "the guest stands still to be handed over");
         let Some(handing) = self.hand_over(migration).await? else { return Ok(Action::Done) };
         // What comes of it is found out below in any case.
         if let Err(error) = vm.switch_over().await {
@@ -59,7 +60,7 @@ impl Migrations {
     }
 
     /// Copies disks and memory until the guest stands still and only the last of its memory is left. Gives the ways that this takes.
-    async fn copy(&self, migration: &Migration) -> Result<(Vm, [Way; 2], Instant), Error> {
+    async fn copy(&self, migration: &Migration, begun: Instant) -> Result<(Vm, [Way; 2], Instant), Error> {
         let instance = &migration.bundle.instance;
         let vm = self.qemu.machine(&instance.id).await?;
         let vm = vm.ok_or_else(|| Error::Refused(format!("{} has no machine", instance.id)))?;
@@ -67,18 +68,39 @@ impl Migrations {
         self.ask::<()>(migration, "offer", &offer, TAKE).await?;
 
         let ways = [self.way(migration, &vm, DISKS)?, self.way(migration, &vm, MEMORY)?];
+        match self.go(migration, &vm, &offer, begun).await {
+            Ok(paused) => Ok((vm, ways, paused)),
+            Err(error) => Err(match ways.iter().find_map(Way::trouble) {
+                Some(trouble) => Error::Refused(format!(
+                    "the connection to the other daemon was lost: {trouble} ({error})"
+                )),
+                None => error,
+            }),
+        }
+    }
+
+    /// Has QEMU copy disks and memory, until the guest stands still; gives since when it does.
+    async fn go(
+        &self,
+        migration: &Migration,
+        vm: &Vm,
+        offer: &Offer,
+        begun: Instant,
+    ) -> Result<Instant, Error> {
         for disk in &offer.disks {
             vm.mirror(&disk.id, &vm.socket(DISKS)?, disk.sync).await?;
         }
-        let mut told = Instant::now();
-        while !self.look(migration, &vm, &mut told).await?.0 {
+        let timeout = self.note(&migration.id, |known| known.timeout);
+        let course = Course::new(begun, size(offer), timeout);
+        let mut watch = Watch { told: Instant::now(), course };
+        while !self.look(migration, vm, &mut watch).await?.0 {
             tokio::time::sleep(LOOK).await;
         }
         // From now on it may stand still any moment, and is not to be let run by anybody else.
         vm.hold();
         vm.send(&vm.socket(MEMORY)?).await?;
         loop {
-            let (_, sending) = self.look(migration, &vm, &mut told).await?;
+            let (_, sending) = self.look(migration, vm, &mut watch).await?;
             match sending {
                 Sending::Waiting => break,
                 Sending::Failed(why) => return Err(Error::Refused(why)),
@@ -87,7 +109,7 @@ impl Migrations {
         }
         let paused = Instant::now();
         vm.end_mirrors().await?;
-        Ok((vm, ways, paused))
+        Ok(paused)
     }
 
     fn way(&self, migration: &Migration, vm: &Vm, channel: &str) -> Result<Way, Error> {
@@ -166,7 +188,7 @@ impl Migrations {
         &self,
         migration: &Migration,
         vm: &Vm,
-        told: &mut Instant,
+        watch: &mut Watch,
     ) -> Result<(bool, Sending), Error> {
         match vm.state() {
             RunState::Running => {}
@@ -191,9 +213,16 @@ impl Migrations {
             throttled_percent: transfer.throttled_percent,
         };
         self.note(&migration.id, |known| known.progress = progress);
-        if told.elapsed() >= TELL && transfer.sending != Sending::Waiting {
+        let done = progress.disks_copied + progress.memory_sent;
+        let left = progress.disks_total.saturating_sub(progress.disks_copied) + progress.memory_remaining;
+        if transfer.sending != Sending::Waiting
+            && let Some(why) = watch.course.end(Instant::now(), done, left)
+        {
+            return Err(Error::Refused(why));
+        }
+        if watch.told.elapsed() >= TELL && transfer.sending != Sending::Waiting {
             match self.ask(migration, "status", &About::of(migration), PATIENCE).await? {
-                Outcome::Receiving => *told = Instant::now(),
+                Outcome::Receiving => watch.told = Instant::now(),
                 Outcome::Received(_) => {
                     return Err(Error::Inconsistent("it was received before it was sent".into()));
                 }
@@ -258,7 +287,7 @@ impl Migrations {
         }
         let about = About { id: migration.id.clone(), bundle: Some(migration.bundle.clone()) };
         let error = match Peer::of(migration)?.ask::<Outcome>("accept", &about, DECIDE).await {
-            Ok(Outcome::Received(lent)) => return self.give_away(migration, &lent, sent).await,
+            Ok(Outcome::Received(there)) => return self.give_away(migration, &there.borrowed, sent).await,
             Ok(Outcome::Refused(why)) | Err(Error::Refused(why)) => return stay(&why).await,
             Ok(Outcome::Receiving) => return Ok(Action::RequeueAfter(ASK_AGAIN)),
             Err(error) => error,
@@ -303,6 +332,7 @@ impl Migrations {
         let handed = self.enter(migration, |_, migration| {
             migration.phase = MigrationPhase::HandedOver;
             migration.lent = lent.to_vec();
+            migration.settled = false;
             migration.bytes = sent.map_or(0, |(_, bytes)| bytes);
             migration.downtime_ms = downtime.and_then(|d| u64::try_from(d.as_millis()).ok());
             Ok(())
@@ -346,7 +376,11 @@ impl Migrations {
         tracing::warn!(migration = migration.id, instance = migration.instance_id, why, "the guest stays");
         if !copying {
             self.run_on(vm.as_ref()).await?;
-            if !in_doubt {
+            if in_doubt {
+                // If the guest is there, so is the way to its addresses.
+                let (account, region) = (&migration.account, &migration.region);
+                self.network.take_over_again(account, region, &migration.vpc_id).await?;
+            } else {
                 let _ = self.tell_to_give_up(migration).await;
             }
         }
@@ -384,6 +418,20 @@ impl Migrations {
         );
         Ok(Action::Done)
     }
+}
+
+/// What is looked at while a guest is being copied.
+struct Watch {
+    /// When the other daemon was last told that this one is there.
+    told: Instant,
+    course: Course,
+}
+
+/// Bytes of memory and disks of a guest.
+fn size(offer: &Offer) -> u64 {
+    let hardware = instance_type(&offer.bundle.instance.spec.instance_type);
+    let memory = hardware.map_or(0, |hardware| hardware.memory_mib << 20);
+    offer.disks.iter().fold(memory, |sum, disk| sum.saturating_add(disk.bytes))
 }
 
 fn tolerate_gone(result: Result<(), haar_vm::Error>) -> Result<(), Error> {

@@ -54,16 +54,13 @@ impl Gate {
         lock(&self.0).remove(id);
     }
 
-    /// Lets a connection through to where its first line says, until it has ended.
+    /// The socket that a connection's first line leads to.
     ///
     /// # Errors
     /// `PermissionDenied` if it leads nowhere; what broke it off.
-    pub(super) async fn let_through(
-        &self,
-        mut stream: impl AsyncRead + AsyncWrite + Unpin,
-    ) -> io::Result<()> {
+    pub(super) async fn entrance(&self, stream: &mut (impl AsyncRead + Unpin)) -> io::Result<PathBuf> {
         let refused = || io::Error::from(io::ErrorKind::PermissionDenied);
-        let line = tokio::time::timeout(PATIENCE, first_line(&mut stream)).await??;
+        let line = tokio::time::timeout(PATIENCE, first_line(stream)).await??;
         let mut words = line.split(' ');
         let (Some(id), Some(token), Some(channel), None) =
             (words.next(), words.next(), words.next(), words.next())
@@ -73,9 +70,19 @@ impl Gate {
         let entrance = lock(&self.0).get(id).cloned();
         let entrance = entrance.filter(|e| e.token.as_bytes().ct_eq(token.as_bytes()).into());
         let socket = entrance.as_ref().and_then(|entrance| entrance.sockets.get(channel));
-        let machine = UnixStream::connect(socket.ok_or_else(refused)?).await?;
-        carry(stream, machine, &AtomicU64::new(0)).await
+        socket.cloned().ok_or_else(refused)
     }
+}
+
+/// Lets a connection through to a machine's socket, until it has ended.
+///
+/// # Errors
+/// What broke it off.
+pub(super) async fn let_through(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    socket: &Path,
+) -> io::Result<()> {
+    carry(stream, UnixStream::connect(socket).await?, &AtomicU64::new(0)).await
 }
 
 /// Reads a line, and nothing beyond it.
@@ -94,6 +101,7 @@ async fn first_line(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<String>
 pub(super) struct Way {
     path: PathBuf,
     sent: Arc<AtomicU64>,
+    trouble: Arc<Mutex<Option<String>>>,
     task: JoinHandle<()>,
 }
 
@@ -110,19 +118,25 @@ impl Way {
         }
         let listener = UnixListener::bind(path).map_err(failed())?;
         let sent = Arc::new(AtomicU64::new(0));
-        let count = sent.clone();
+        let trouble = Arc::<Mutex<Option<String>>>::default();
+        let (count, ended) = (sent.clone(), trouble.clone());
         let task = tokio::spawn(async move {
             let mut carried = tokio::task::JoinSet::new();
             while let Ok((machine, _)) = listener.accept().await {
-                let (to, line, count) = (to.clone(), line.clone(), count.clone());
+                let (to, line, count, ended) = (to.clone(), line.clone(), count.clone(), ended.clone());
                 carried.spawn(async move {
                     if let Err(error) = go(machine, &to, &line, &count).await {
-                        tracing::debug!(%error, "the way to another daemon ended");
+                        lock(&ended).get_or_insert(error.to_string());
                     }
                 });
             }
         });
-        Ok(Self { path: path.to_owned(), sent, task })
+        Ok(Self { path: path.to_owned(), sent, trouble, task })
+    }
+
+    /// Why a connection to the other daemon ended before the machine's did, if one has.
+    pub(super) fn trouble(&self) -> Option<String> {
+        lock(&self.trouble).clone()
     }
 
     /// How many bytes went this way.

@@ -17,7 +17,7 @@ use super::channel::{Speech, connect};
 use crate::Error;
 
 /// The version of this language.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 
 /// What the paths of requests begin with.
 pub(super) const PATH: &str = "/_haar/migration/";
@@ -83,10 +83,19 @@ impl About {
 pub(super) enum Outcome {
     /// The guest is not taken over yet.
     Receiving,
-    /// The guest is its own, with these public addresses that are not of its pool.
-    Received(Vec<Ipv4Addr>),
+    /// The guest is its own.
+    Received(Received),
     /// The guest is not its own and never will be by this migration.
     Refused(String),
+}
+
+/// What has become of a guest that another daemon has.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Received {
+    /// Its public addresses that are not of that daemon's pool.
+    pub borrowed: Vec<Ipv4Addr>,
+    /// Whether it was terminated since.
+    pub terminated: bool,
 }
 
 /// Every answer.

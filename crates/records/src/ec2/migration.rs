@@ -41,6 +41,9 @@ pub struct Migration {
     /// The guest was taken back before the other daemon said whether it has it, and it has not said so yet.
     #[serde(default)]
     pub in_doubt: bool,
+    /// Whether the daemon that sends knows whose the guest is, and the one that receives that it does: until then that one remembers.
+    #[serde(default = "known")]
+    pub settled: bool,
     /// Bytes of disks and memory that were sent.
     pub bytes: u64,
     /// How long the guest stood still, in milliseconds.
@@ -78,12 +81,24 @@ impl Migration {
             lent: Vec::new(),
             message: None,
             in_doubt: false,
+            settled: true,
             bytes: 0,
             downtime_ms: None,
             started: OffsetDateTime::now_utc(),
             ended: None,
         }
     }
+
+    /// Host and port of the daemon that receives, where this one sends.
+    #[must_use]
+    pub fn destination(&self) -> &str {
+        self.to.as_ref().map_or("", |to| &to.address)
+    }
+}
+
+/// Of records that do not say it.
+fn known() -> bool {
+    true
 }
 
 /// A daemon that receives a guest.
@@ -113,6 +128,8 @@ wire_enum! {
         Receiving = "receiving",
         /// There: the guest is this daemon's.
         Received = "received",
+        /// There: the guest will never be this daemon's by this migration; what was made for it goes.
+        GivingUp = "giving-up",
     }
 }
 
@@ -120,7 +137,7 @@ impl MigrationPhase {
     /// Whether the instance's records are kept in the migration alone.
     #[must_use]
     pub fn holds_records(self) -> bool {
-        matches!(self, Self::HandingOver | Self::HandedOver | Self::Receiving)
+        matches!(self, Self::HandingOver | Self::HandedOver | Self::Receiving | Self::GivingUp)
     }
 
     /// Whether a guest is on its way from here.
