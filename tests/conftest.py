@@ -189,7 +189,7 @@ def pytest_collection_modifyitems(items):
     order = [
         *("cli", "wire", "protocols", "clients", "describe", "iam", "sts", "mfa", "accounts", "isolation", "access", "key_pairs", "security_groups", "trail"),
         *("images", "instances", "capacity", "launch_templates", "status", "console", "terraform", "ansible", "metadata", "profiles", "network"),
-        *("volumes", "snapshots", "modify_volume", "migrate", "encryption", "ebs_direct", "layers", "live_layers", "amis", "import", "failures", "crash", "service", "debian"),
+        *("volumes", "snapshots", "modify_volume", "migrate", "migrate_changes", "migrate_trouble", "encryption", "ebs_direct", "layers", "live_layers", "amis", "import", "failures", "crash", "service", "debian"),
     ]
     rank = {f"test_{name}": position for position, name in enumerate(order)}
     items.sort(key=lambda item: rank.get(item.module.__name__, len(rank)))

@@ -43,7 +43,7 @@ class Pair:
         return Guest(self.other(guest.daemon), guest.id, guest.key)
 
     def owners(self, instance: str) -> list[Daemon]:
-        return [daemon for daemon in self.daemons if state(daemon, instance) is not None]
+        return [daemon for daemon in self.daemons if state(daemon, instance) not in (None, "terminated")]
 
     def machines(self, instance: str) -> list[int]:
         """QEMU's processes of an instance at either daemon."""
@@ -297,7 +297,7 @@ class Traveller:
 
     SUM = "md5sum </root/file"
 
-    def __init__(self, pair: Pair, guest: Guest, volume: str):
+    def __init__(self, pair: Pair, guest: Guest, volume: str | None):
         self.pair, self.guest, self.volume = pair, guest, volume
         self.daemons = pair.daemons
         guest.run("dd if=/dev/urandom of=/root/file bs=1M count=4 2>/dev/null; sync")
@@ -306,7 +306,7 @@ class Traveller:
 
     def begin(self) -> None:
         """Notes what goes on from here."""
-        count(self.guest, disk(self.guest, self.volume))
+        count(self.guest, disk(self.guest, self.volume) if self.volume else "/dev/null")
         self.boot, self.number, self.uptime = self.guest.boot_id(), 0, 0.0
 
     @property
@@ -337,7 +337,7 @@ class Traveller:
         return self.source.command("migrate", self.guest.id, "--to", between.invitation)
 
     def wait_until_settled(self) -> None:
-        unsettled = {"copying", "handing-over", "handed-over", "receiving"}
+        unsettled = {"copying", "handing-over", "handed-over", "receiving", "giving-up"}
 
         def settled():
             return not unsettled & {m["phase"] for daemon in self.pair.daemons for m in migrations(daemon)}
@@ -380,6 +380,16 @@ class Traveller:
         wait_for(lambda: not [file for file in left if file.exists()], 30, message="a disk was left behind")
         elsewhere.settles()
 
+    def end(self) -> None:
+        ec2, guest, launched = self.guest.ec2, self.guest, self.pair.launch.launched
+        guest.hang_up()
+        ec2.terminate_instances(InstanceIds=[guest.id])
+        guest.wait_for_state("terminated")
+        if self.volume:
+            ec2.delete_volume(VolumeId=self.volume)
+        if guest.id in launched:
+            launched.remove(guest.id)
+
 
 @pytest.fixture(scope="module")
 def traveller(pair):
@@ -389,13 +399,7 @@ def traveller(pair):
     wait_for(lambda: disk(guest, volume), message="the guest does not see the disk")
     traveller = Traveller(pair, guest, volume)
     yield traveller
-    ec2, guest = traveller.guest.ec2, traveller.guest
-    guest.hang_up()
-    ec2.terminate_instances(InstanceIds=[guest.id])
-    guest.wait_for_state("terminated")
-    ec2.delete_volume(VolumeId=volume)
-    if guest.id in pair.launch.launched:
-        pair.launch.launched.remove(guest.id)
+    traveller.end()
     for daemon in pair.daemons:
         daemon.settles(60)
 

@@ -9,6 +9,7 @@ import ssl
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import ClassVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -31,17 +32,21 @@ class Between:
     `offer`, `status`, `accept`, `abandon`      a request, before it is sent on
     `offer answered`, …                         its answer, before it is sent on
     `disks`, `memory`                           a connection of that kind, before its first line is sent on
-    `memory flows`                              when a MiB of memory has gone through
+    `disks flow`, `memory flows`                when a MiB has gone through
     `memory chunk`                              each piece of memory, before it is sent on
     `memory ends`                               the end of the memory, before it is sent on
 
-    Memory goes through at `pace`, in bytes a second.
+    Memory goes through at `pace`, in bytes a second. What comes over a channel in `held` goes no further, and nobody is told;
+    for `disks answered`, what comes back.
     """
+
+    FLOWS: ClassVar[dict[str, str]] = {"disks": "disks flow", "memory": "memory flows"}
 
     def __init__(self, invitation: str, folder: Path, seen=lambda step: None, pace: float | None = None):
         host, port, self.token, self.theirs = re.fullmatch(r"haar://(.+):(\d+)/#([0-9a-f]+)\.([0-9a-f]+)\s*", invitation).groups()
         self.target, self.seen, self.pace = (host, int(port)), seen, pace
         self.steps: list[str] = []
+        self.held: set[str] = set()
         self.open: set[asyncio.StreamWriter] = set()
         key = Ed25519PrivateKey.generate()
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "between")])
@@ -126,7 +131,7 @@ class Between:
         self._pass(channel)
         theirs.write(line)
         there = asyncio.create_task(self._pump(reader, theirs, channel))
-        back = asyncio.create_task(self._pump(answers, ours, None))
+        back = asyncio.create_task(self._pump(answers, ours, f"{channel} answered"))
         if channel == "memory":
             await there
             theirs.close()
@@ -138,19 +143,21 @@ class Between:
         for one in done:
             one.result()
 
-    async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, channel: str | None) -> None:
+    async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, channel: str) -> None:
         count = 0
         while data := await source.read(1 << 18):
             before, count = count, count + len(data)
+            if channel in self.FLOWS and before < 1 << 20 <= count:
+                self._pass(self.FLOWS[channel])
             if channel == "memory":
-                if before < 1 << 20 <= count:
-                    self._pass("memory flows")
                 self.seen("memory chunk")
                 if self.pace:
                     await asyncio.sleep(len(data) / self.pace)
+            while channel in self.held:
+                await asyncio.sleep(0.05)
             target.write(data)
             await target.drain()
-        if channel:
+        if channel in self.FLOWS:
             self._pass(f"{channel} ends")
 
 
