@@ -373,6 +373,12 @@ async fn merge_beside(driver: &Driver, machines: &BTreeSet<u32>) -> usize {
     }
 }
 
+/// Whether a process is gone, or only waits for its parent to take note.
+fn has_ended(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .map_or(true, |stat| stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z')))
+}
+
 /// The processes that have a file open.
 fn users(path: &Path) -> BTreeSet<u32> {
     let pids =
@@ -479,8 +485,8 @@ async fn what_is_below_a_volume_that_runs_is_merged_and_its_own_layer_is_not() {
     session.write(10 * MIB, &[100; 512]).await.unwrap();
     session.flush().await.unwrap();
     drop(session);
-    while !users(&volume.path).is_empty() {
-        // The session's process ends a little later.
+    while !machine.iter().copied().all(has_ended) {
+        // The session's process ends a little later, and gives its locks up while it does.
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
     // The volume, snap-5, snap-4 with what was below it, and the image.
