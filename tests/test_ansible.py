@@ -35,16 +35,20 @@ PLAYBOOK = """
       when: state == 'absent'
     - add_host: {name: guest, ansible_host: "{{ made.instances[0].public_ip_address }}", ansible_user: root}
       when: state == 'running'
+    # A host that cannot be reached yet is not tried again by Ansible itself.
+    - command: >-
+        ssh -i {{ lookup('env', 'ANSIBLE_PRIVATE_KEY_FILE') }} -o BatchMode=yes -o ConnectTimeout=5 -o StrictHostKeyChecking=no
+        -o UserKnownHostsFile=/dev/null root@{{ made.instances[0].public_ip_address }} true
+      register: login
+      retries: 120
+      delay: 1
+      until: login.rc == 0
+      changed_when: false
+      when: state == 'running'
 - hosts: guest
   gather_facts: false
   tasks:
-    - raw: i=0; until [ -e /root/.ssh/authorized_keys ]; do sleep 1; done; cat /proc/sys/kernel/hostname
-      register: said
-      retries: 60
-      delay: 1
-      until: said is not unreachable
-      ignore_unreachable: true
-    - debug: {var: said.stdout}
+    - raw: cat /proc/sys/kernel/hostname
 """
 
 

@@ -411,7 +411,8 @@ FAULTS = ("cut", "source", "target", "both", "source machine", "target machine")
 ROUNDS = [
     *(("offer", fault, STAYS) for fault in ("cut", "target")),
     *(("offer answered", fault, STAYS) for fault in ("both", "target machine")),
-    ("disks", "cut", STAYS),
+    # A connection that is broken off before it is made is made again.
+    ("disks", "cut", MOVES),
     *(("memory flows", fault, STAYS) for fault in ("cut", "source", "source machine", "target machine")),
     *(("last part", fault, STAYS) for fault in FAULTS),
     *(("accept", fault, MOVES if fault in ("cut", "source", "source machine") else STAYS) for fault in FAULTS if fault != "both"),
