@@ -82,7 +82,12 @@ def root(guest) -> str:
 
 
 def is_rebooted(guest, boot: str, _) -> None:
-    wait_for(lambda: guest.wait_for_login().boot_id() != boot, 90, message="the guest was not rebooted")
+    def booted_anew() -> bool:
+        # The login may be cut off by the reboot.
+        asked = guest.ssh("cat /proc/sys/kernel/random/boot_id")
+        return asked.returncode == 0 and asked.stdout.strip() != boot
+
+    wait_for(booted_anew, 90, message="the guest was not rebooted")
 
 
 def is_stopped(guest, *_) -> None:
@@ -203,7 +208,7 @@ def test_what_was_promised_is_kept_or_the_guest_stays(pair, tmp_path):
     """The daemon that receives keeps the place of a guest that is on its way, and looks again at all that it needs before it takes it over."""
     here, there = pair.daemons
     ec2, theirs = pair.ec2
-    launch = Launcher(here, pair.launch.image, pair.key, pair.launch.group)
+    launch = Launcher(here, pair.launch.image, pair.launch.key, pair.launch.group)
     for daemon, client in zip(pair.daemons, pair.ec2):
         make_profile(daemon, "mover", "mover")
         client.create_placement_group(GroupName="alone", Strategy="spread")
