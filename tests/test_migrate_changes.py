@@ -8,16 +8,8 @@ from botocore.exceptions import ClientError
 from conftest import Launcher
 from support.between import Between
 from support.machine import wait_for
-from test_migrate import Pair, make_profile, state
+from test_migrate import make_profile, pair, state  # noqa: F401
 from test_volumes import create, describe, disk, home
-
-
-@pytest.fixture(scope="module")
-def pair():
-    pair = Pair()
-    yield pair
-    for daemon in pair.daemons:
-        daemon.destroy()
 
 
 @pytest.fixture(scope="module")

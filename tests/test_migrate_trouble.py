@@ -18,29 +18,7 @@ import pytest
 from support.between import Between, Cut
 from support.machine import wait_for
 from test_crash import start_again
-from test_migrate import LOAD, Pair, Traveller, counted, in_background, migrations, state
-from test_volumes import attach, create, disk, home
-
-
-@pytest.fixture(scope="module")
-def pair():
-    pair = Pair()
-    yield pair
-    for daemon in pair.daemons:
-        daemon.destroy()
-
-
-@pytest.fixture(scope="module")
-def traveller(pair):
-    guest = pair.launch(InstanceType="t3.nano")
-    volume = create(guest.ec2, **home(guest))
-    attach(guest.ec2, volume, guest.id)
-    wait_for(lambda: disk(guest, volume), message="the guest does not see the disk")
-    traveller = Traveller(pair, guest, volume)
-    yield traveller
-    traveller.end()
-    for daemon in pair.daemons:
-        daemon.settles(60)
+from test_migrate import LOAD, Traveller, counted, in_background, migrations, pair, state, traveller  # noqa: F401
 
 
 def disks(daemon) -> list[Path]:

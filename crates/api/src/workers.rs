@@ -3,7 +3,6 @@
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use tokio::runtime::{Builder, Handle};
@@ -15,8 +14,8 @@ pub(crate) struct Workers(Vec<Worker>);
 
 struct Worker {
     runtime: Handle,
-    /// How many tasks it has.
-    tasks: Arc<AtomicUsize>,
+    /// Each of its tasks has one more.
+    tasks: Arc<()>,
     /// Ends it when it is dropped.
     _running: oneshot::Sender<()>,
 }
@@ -33,13 +32,13 @@ impl Workers {
 
     /// Has the thread with the fewest tasks carry out one more.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let Some(worker) = self.0.iter().min_by_key(|worker| worker.tasks.load(Ordering::Relaxed)) else {
+        let Some(worker) = self.0.iter().min_by_key(|worker| Arc::strong_count(&worker.tasks)) else {
             return;
         };
-        let counted = Counted::new(&worker.tasks);
+        let counted = Arc::clone(&worker.tasks);
         worker.runtime.spawn(async move {
-            let _counted = counted;
             task.await;
+            drop(counted);
         });
     }
 }
@@ -51,21 +50,5 @@ impl Worker {
         let (running, ended) = oneshot::channel();
         thread::Builder::new().name("api".into()).spawn(move || drop(runtime.block_on(ended)))?;
         Ok(Self { runtime: handle, tasks: Arc::default(), _running: running })
-    }
-}
-
-/// A task, as long as it goes on.
-struct Counted(Arc<AtomicUsize>);
-
-impl Counted {
-    fn new(tasks: &Arc<AtomicUsize>) -> Self {
-        tasks.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(tasks))
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
