@@ -66,7 +66,7 @@ class Daemon:
         ]
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         self.environment |= {"HAAR_STATE_DIR": str(self.state_dir), "HAAR_LOG": "debug", **(env or {})}
-        self.before = Snapshot.take(self.prefix, self.state_dir)
+        self.before = self.snapshot()
         if images is not None and not (self.state_dir / "images").exists():
             link_tree(images, self.state_dir / "images")
         self.alive.append(self)
@@ -143,7 +143,8 @@ class Daemon:
         }
 
     def snapshot(self) -> Snapshot:
-        return Snapshot.take(self.prefix, self.state_dir)
+        others = [name for daemon in Daemon.alive if daemon is not self for name in (daemon.prefix, str(daemon.state_dir))]
+        return Snapshot.take(self.prefix, self.state_dir, others)
 
     def added(self, baseline: Snapshot | None = None) -> dict[str, set[str]]:
         return self.snapshot().added_since(baseline or self.baseline)

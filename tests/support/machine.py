@@ -83,11 +83,13 @@ class Snapshot(dict):
     """Names of what exists, by kind."""
 
     @classmethod
-    def take(cls, prefix: str, state_dir: Path) -> "Snapshot":
-        """`prefix` and `state_dir` are those of the daemon under test."""
+    def take(cls, prefix: str, state_dir: Path, others: list[str]) -> "Snapshot":
+        """`prefix` and `state_dir` are those of the daemon under test; `others` are those of the daemons beside it, whose things do not count."""
 
         def own(names: set[str]) -> set[str]:
-            return {name for name in names if prefix in name} if SHARED else names
+            if SHARED:
+                return {name for name in names if prefix in name}
+            return {name for name in names if not any(other in name for other in others)}
 
         return cls(
             namespaces=own(network_namespaces()),
