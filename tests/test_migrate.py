@@ -363,7 +363,8 @@ class Traveller:
             self.begin()
         assert guest.state == "running"
         wait_for(lambda: len(self.machine(daemon)) == 1 and len(self.pair.machines(guest.id)) == 1, 10, message="not one machine")
-        look = f"cat /proc/sys/kernel/random/boot_id /run/counted; cut -d' ' -f1 /proc/uptime; {self.SUM}; dd if={{}} bs=512 count=1 2>/dev/null | head -n 1"
+        # The counter's file is empty while it is written.
+        look = f"cat /proc/sys/kernel/random/boot_id; until grep . /run/counted; do :; done; cut -d' ' -f1 /proc/uptime; {self.SUM}; dd if={{}} bs=512 count=1 2>/dev/null | head -n 1"
         device = disk(guest.wait_for_login(), self.volume)
         boot, number, uptime, sum, written = guest.run(look.format(device)).splitlines()
         assert boot == self.boot and sum == self.sum and float(uptime) > self.uptime
@@ -505,10 +506,10 @@ def test_a_migration_is_interrupted(traveller, tmp_path, step):
 
 
 class Silence:
-    """Packets to and from a port of this host are lost without a word."""
+    """Packets to and from a port of this host are lost without a word; the rules pass for a daemon's."""
 
-    def __init__(self, port: int):
-        self.table = f"inet silence{port}"
+    def __init__(self, port: int, daemon: Daemon):
+        self.table = f"inet {daemon.prefix}_silence"
         rules = f"tcp dport {port} drop; tcp sport {port} drop;"
         self.text = f"table {self.table} {{ chain lost {{ type filter hook input priority 0; {rules} }}; }}"
 
@@ -528,7 +529,7 @@ def test_silence_between_living_daemons(traveller, tmp_path, step, moves):
 
     def seen(message: str) -> None:
         if message == step and not silences:
-            silence = Silence(between.port)
+            silence = Silence(between.port, source)
             silence.begin()
             silences.append(silence)
 

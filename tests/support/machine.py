@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 # On a machine that others use at the same time, only what carries a daemon's prefix can be told to be its own.
@@ -19,9 +20,10 @@ def network_namespaces() -> set[str]:
     return {line.split()[0] for line in output("ip", "netns", "list").splitlines() if line.strip()}
 
 
-def links() -> set[str]:
+def links() -> dict[str, str]:
+    """What `ip` says of each network interface of the host, the namespace of its other end among it."""
     lines = output("ip", "-o", "link").splitlines()
-    return {line.split(": ")[1].split("@")[0] for line in lines}
+    return {line.split(": ")[1].split("@")[0]: line for line in lines}
 
 
 def tables() -> set[str]:
@@ -86,14 +88,21 @@ class Snapshot(dict):
     def take(cls, prefix: str, state_dir: Path, others: list[str]) -> "Snapshot":
         """`prefix` and `state_dir` are those of the daemon under test; `others` are those of the daemons beside it, whose things do not count."""
 
-        def own(names: set[str]) -> set[str]:
-            if SHARED:
-                return {name for name in names if prefix in name}
-            return {name for name in names if not any(other in name for other in others)}
+        host = links()
+
+        def has_one_of(words: list[str]):
+            # The host's end of a pair of interfaces is known by its other end, and routes by their interface.
+            words = [*words, *(name for name, line in host.items() if any(word in line for word in words))]
+            return lambda name: any(word in name for word in words)
+
+        is_own, is_of_others = has_one_of([prefix]), has_one_of(others)
+
+        def own(names: Iterable[str]) -> set[str]:
+            return {name for name in names if (is_own(name) if SHARED else not is_of_others(name))}
 
         return cls(
             namespaces=own(network_namespaces()),
-            links=own(links()),
+            links=own(host),
             tables=own(tables()),
             routes=own(routes()),
             cgroups=own(cgroups()),
