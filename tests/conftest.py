@@ -1,12 +1,41 @@
 """Fixtures: daemons, clients, guests. Everything that a test starts, its fixture ends, and what is left on the machine fails it."""
 
+import os
 import random
 from pathlib import Path
 
 import pytest
-from support.daemon import Daemon
+from support.daemon import CACHE, Daemon
 from support.guest import Guest
-from support.machine import wait_for
+from support.machine import Snapshot, wait_for
+
+BEFORE = pytest.StashKey[Snapshot]()
+
+
+def pytest_sessionstart(session):
+    """The one process that waits for those which test looks at the machine, unless others work there at the same time."""
+    if "PYTEST_XDIST_WORKER" not in os.environ and os.environ.get("HAAR_TEST_SHARED_MACHINE") != "1":
+        session.config.stash[BEFORE] = Snapshot.of_machine(str(CACHE / "t-"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session):
+    """Daemons are asked for what has their names when they end; here for whatever else is left on the machine."""
+    before = session.config.stash.get(BEFORE, None)
+    if before is None:
+        return
+    left = {}
+
+    def is_as_before():
+        nonlocal left
+        left = Snapshot.of_machine(str(CACHE / "t-")).added_since(before)
+        return not left
+
+    try:
+        wait_for(is_as_before, 20, 0.5)
+    except AssertionError:
+        session.config.get_terminal_writer().line(f"\nThe tests left on this machine: {left}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="session")

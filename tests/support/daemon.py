@@ -23,6 +23,10 @@ BINARY = Path(os.environ["HAAR_BINARY"])
 IMAGES = Path(os.environ["HAAR_IMAGES"])
 CACHE = Path(os.environ.get("HAAR_CACHE", "/var/cache/haar"))
 
+# Which of the test processes that run side by side this is (pytest-xdist).
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+
 
 def free_port() -> int:
     with socket.socket() as listener:
@@ -31,12 +35,12 @@ def free_port() -> int:
 
 
 def free_pool() -> ipaddress.IPv4Network:
-    """A part of 198.19.0.0/16 that this machine has no route to."""
+    """A part of 198.19.0.0/16 that this machine has no route to. Test processes that run side by side have different ones to choose from."""
     used = subprocess.run(["ip", "route"], check=True, capture_output=True, text=True).stdout
     used = [ipaddress.ip_network(word) for word in re.findall(r"\b198\.1[89]\.[\d.]+(?:/\d+)?", used)]
     # Daemons that have not made a route yet have their part as well.
     used += [daemon.pool for daemon in Daemon.alive]
-    parts = ipaddress.ip_network("198.19.0.0/16").subnets(new_prefix=26)
+    parts = list(ipaddress.ip_network("198.19.0.0/16").subnets(new_prefix=26))[WORKER::WORKERS]
     return random.choice([part for part in parts if not any(part.overlaps(other) for other in used)])
 
 
@@ -143,8 +147,7 @@ class Daemon:
         }
 
     def snapshot(self) -> Snapshot:
-        others = [name for daemon in Daemon.alive if daemon is not self for name in (daemon.prefix, str(daemon.state_dir))]
-        return Snapshot.take(self.prefix, self.state_dir, others)
+        return Snapshot.of_daemon(self.prefix, self.state_dir)
 
     def added(self, baseline: Snapshot | None = None) -> dict[str, set[str]]:
         return self.snapshot().added_since(baseline or self.baseline)
@@ -174,21 +177,17 @@ class Daemon:
             shutil.rmtree(self.state_dir, ignore_errors=True)
 
     def remove_what_is_left(self, left: dict[str, set[str]]) -> None:
-        """So that one failure does not become many. Only what carries this daemon's prefix is touched."""
+        """So that one failure does not become many."""
         for pid in processes(str(self.state_dir)):
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
+        # The host's interfaces go with the namespaces that they lead to.
         for name in left.get("namespaces", ()):
-            if self.prefix in name:
-                subprocess.run(["ip", "netns", "delete", name], check=False)
-        for name in left.get("links", ()):
-            if self.prefix in name:
-                subprocess.run(["ip", "link", "delete", name], check=False)
+            subprocess.run(["ip", "netns", "delete", name], check=False)
         for name in left.get("tables", ()):
-            if self.prefix in name:
-                subprocess.run(["nft", "delete", *name.split()], check=False)
+            subprocess.run(["nft", "delete", *name.split()], check=False)
 
 
 def is_alive(pid: int) -> bool:

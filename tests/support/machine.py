@@ -4,12 +4,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterable
 from pathlib import Path
-
-# On a machine that others use at the same time, only what carries a daemon's prefix can be told to be its own.
-SHARED = os.environ.get("HAAR_TEST_SHARED_MACHINE") == "1"
-
 
 def output(*command: str) -> str:
     """The standard output of a command that must succeed."""
@@ -44,6 +39,7 @@ def cgroups() -> set[str]:
     """Control groups below /sys/fs/cgroup whose names do not come from the system."""
     found = set()
     for folder, names, _ in os.walk("/sys/fs/cgroup"):
+        names[:] = [name for name in names if not name.endswith((".slice", ".scope", ".service", ".mount", ".socket"))]
         found.update(os.path.relpath(os.path.join(folder, name), "/sys/fs/cgroup") for name in names)
     return found
 
@@ -85,31 +81,25 @@ class Snapshot(dict):
     """Names of what exists, by kind."""
 
     @classmethod
-    def take(cls, prefix: str, state_dir: Path, others: list[str]) -> "Snapshot":
-        """`prefix` and `state_dir` are those of the daemon under test; `others` are those of the daemons beside it, whose things do not count."""
-
-        host = links()
-
-        def has_one_of(words: list[str]):
-            # The host's end of a pair of interfaces is known by its other end, and routes by their interface.
-            words = [*words, *(name for name, line in host.items() if any(word in line for word in words))]
-            return lambda name: any(word in name for word in words)
-
-        is_own, is_of_others = has_one_of([prefix]), has_one_of(others)
-
-        def own(names: Iterable[str]) -> set[str]:
-            return {name for name in names if (is_own(name) if SHARED else not is_of_others(name))}
-
+    def of_machine(cls, state_dirs: str) -> "Snapshot":
+        """Everything there is; of processes, those with a path in their command lines that begins like `state_dirs`."""
         return cls(
-            namespaces=own(network_namespaces()),
-            links=own(host),
-            tables=own(tables()),
-            routes=own(routes()),
-            cgroups=own(cgroups()),
-            mounts={mount for mount in mounts() if str(state_dir) in mount} | own(mounts()),
-            loops=set() if SHARED else loops(),
-            processes={f"{pid}: {command}" for pid, command in processes(str(state_dir)).items()},
+            namespaces=network_namespaces(),
+            links=set(links()),
+            tables=tables(),
+            routes=routes(),
+            cgroups=cgroups(),
+            mounts=mounts(),
+            loops=loops(),
+            processes={f"{pid}: {command}" for pid, command in processes(state_dirs).items()},
         )
+
+    @classmethod
+    def of_daemon(cls, prefix: str, state_dir: Path) -> "Snapshot":
+        """What carries a daemon's name: its prefix, its state folder, or an interface of the host that leads to one of its namespaces."""
+        names = [prefix, str(state_dir), *(name for name, line in links().items() if prefix in line)]
+        everything = cls.of_machine(str(state_dir))
+        return cls({kind: {thing for thing in things if any(name in thing for name in names)} for kind, things in everything.items()})
 
     def added_since(self, before: "Snapshot") -> dict[str, set[str]]:
         added = {kind: names - before[kind] for kind, names in self.items()}
