@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::args::utf8;
 use crate::qmp::Qmp;
-use crate::{Disk, DiskFormat, DiskKey, DiskLayer, DiskLimits, Error, Vm, spec};
+use crate::{Disk, DiskFormat, DiskKey, DiskLayer, DiskLimits, Error, HOTPLUG_SLOTS, Vm, spec};
 
 /// The bus of the disks that are attached while the machine runs.
 pub(crate) const HOTPLUG_BUS: &str = "hotplug";
@@ -217,6 +217,13 @@ impl Vm {
                 return Err(Error::Refused { command: "device_add".into(), desc });
             }
             return Ok(());
+        }
+        // QEMU is not asked for what it would refuse: emulating a guest that spins, it may then wait for ever, in the thread that answers
+        // QMP, to free the device that was not made.
+        let taken = children(qmp, &format!("/machine/peripheral/{HOTPLUG_BUS}/{HOTPLUG_BUS}")).await?;
+        if taken.iter().filter(|name| name.starts_with("child[")).count() >= HOTPLUG_SLOTS {
+            let desc = format!("no slot is free for {}: all {HOTPLUG_SLOTS} are taken", disk.id);
+            return Err(Error::Refused { command: "device_add".into(), desc });
         }
         // What an attempt that was cut off has left.
         remove_nodes(qmp, &disk.id).await?;

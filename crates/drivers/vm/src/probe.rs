@@ -34,7 +34,7 @@ impl Accel {
             // With a thread for each vCPU, QEMU 10 aborts now and then where one changes the memory map (a device is plugged, a display changes
             // its mode) while another, on a busy host, still reads the old one: `iotlb_to_section: Assertion ... failed`. With one thread that
             // takes turns, a machine of a single vCPU has nothing that interrupts a guest that spins: QEMU then waits for ever, in the thread
-            // that answers QMP, to free what a refused `device_add` leaves.
+            // that answers QMP, to free what a refused `device_add` leaves. A thread of its own can be interrupted, unless QEMU waits already.
             Accel::Tcg => {
                 let thread = if vcpus > 1 { "single" } else { "multi" };
                 format!("tcg,thread={thread},tb-size={TCG_CACHE_MIB}")

@@ -373,10 +373,12 @@ async fn merge_beside(driver: &Driver, machines: &BTreeSet<u32>) -> usize {
     }
 }
 
-/// Whether a process is gone, or only waits for its parent to take note.
+/// Whether all threads of a process are gone, or only wait for its parent to take note: until then its files are open and locked.
 fn has_ended(pid: u32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat"))
-        .map_or(true, |stat| stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z')))
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten();
+    threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("stat")).ok()).all(|stat| {
+        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z') || rest.starts_with('X'))
+    })
 }
 
 /// The processes that have a file open.
