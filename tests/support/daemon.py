@@ -11,6 +11,7 @@ import socket
 import string
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,6 +23,10 @@ from .machine import Snapshot, processes, wait_for
 BINARY = Path(os.environ["HAAR_BINARY"])
 IMAGES = Path(os.environ["HAAR_IMAGES"])
 CACHE = Path(os.environ.get("HAAR_CACHE", "/var/cache/haar"))
+
+# What all clients are made by, so that the models of services are read once; making one is not for several threads at once.
+SESSION = boto3.session.Session()
+SESSION_LOCK = threading.Lock()
 
 # Which of the test processes that run side by side this is (pytest-xdist).
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
@@ -70,6 +75,7 @@ class Daemon:
         ]
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         self.environment |= {"HAAR_STATE_DIR": str(self.state_dir), "HAAR_LOG": "debug", **(env or {})}
+        self.clients = {}
         self.before = self.snapshot()
         if images is not None and not (self.state_dir / "images").exists():
             link_tree(images, self.state_dir / "images")
@@ -118,8 +124,11 @@ class Daemon:
         return file.read_text(errors="replace") if file.exists() else ""
 
     def client(self, service: str, **options):
-        """A boto3 client; options replace the right settings."""
+        """A boto3 client; options replace the right settings. One without options is made once: that takes longer than any request."""
         keys = self.credentials
+        known = (service, keys["access_key_id"])
+        if not options and known in self.clients:
+            return self.clients[known]
         settings = {
             "endpoint_url": self.endpoint,
             "region_name": self.region,
@@ -127,7 +136,11 @@ class Daemon:
             "aws_secret_access_key": keys["secret_access_key"],
             "config": Config(retries={"max_attempts": 0}, connect_timeout=5, read_timeout=60),
         }
-        return boto3.session.Session().client(service, **(settings | options))
+        with SESSION_LOCK:
+            client = SESSION.client(service, **(settings | options))
+        if not options:
+            self.clients[known] = client
+        return client
 
     @property
     def aws_environment(self) -> dict[str, str]:
