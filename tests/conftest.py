@@ -214,11 +214,13 @@ def guest(launch) -> Guest:
 
 
 def pytest_collection_modifyitems(items):
-    """Quick tests first: what concerns the API, then guests, then crashes and failures."""
+    """What concerns only the API first, which is quick. Then guests: files that take long before others, so that those which run side by side
+    end together."""
     order = [
         *("cli", "wire", "protocols", "clients", "describe", "iam", "sts", "mfa", "accounts", "isolation", "access", "key_pairs", "security_groups", "trail"),
-        *("images", "instances", "capacity", "launch_templates", "status", "console", "terraform", "ansible", "metadata", "profiles", "network"),
-        *("volumes", "snapshots", "modify_volume", "migrate", "migrate_changes", "migrate_trouble", "encryption", "ebs_direct", "layers", "live_layers", "amis", "import", "failures", "crash", "service", "debian"),
+        *("images", "instances", "debian", "migrate", "migrate_trouble", "amis", "live_layers", "crash", "import", "service", "volumes", "failures", "encryption"),
+        *("migrate_changes", "layers", "capacity", "status", "snapshots", "modify_volume", "ansible", "terraform", "network", "metadata", "ebs_direct"),
+        *("launch_templates", "profiles", "console"),
     ]
     rank = {f"test_{name}": position for position, name in enumerate(order)}
     items.sort(key=lambda item: rank.get(item.module.__name__, len(rank)))
