@@ -12,10 +12,14 @@ from support.machine import Snapshot, wait_for
 BEFORE = pytest.StashKey[Snapshot]()
 
 
+def whole_machine() -> Snapshot:
+    return Snapshot.of_machine(str(CACHE / "t-"))
+
+
 def pytest_sessionstart(session):
     """The one process that waits for those which test looks at the machine, unless others work there at the same time."""
     if "PYTEST_XDIST_WORKER" not in os.environ and os.environ.get("HAAR_TEST_SHARED_MACHINE") != "1":
-        session.config.stash[BEFORE] = Snapshot.of_machine(str(CACHE / "t-"))
+        session.config.stash[BEFORE] = whole_machine()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -24,16 +28,10 @@ def pytest_sessionfinish(session):
     before = session.config.stash.get(BEFORE, None)
     if before is None:
         return
-    left = {}
-
-    def is_as_before():
-        nonlocal left
-        left = Snapshot.of_machine(str(CACHE / "t-")).added_since(before)
-        return not left
-
     try:
-        wait_for(is_as_before, 20, 0.5)
+        wait_for(lambda: not whole_machine().added_since(before), 20, 0.5)
     except AssertionError:
+        left = whole_machine().added_since(before)
         session.config.get_terminal_writer().line(f"\nThe tests left on this machine: {left}", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

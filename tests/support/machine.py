@@ -6,6 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
+
 def output(*command: str) -> str:
     """The standard output of a command that must succeed."""
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -39,8 +40,8 @@ def cgroups() -> set[str]:
     """Control groups below /sys/fs/cgroup whose names do not come from the system."""
     found = set()
     for folder, names, _ in os.walk("/sys/fs/cgroup"):
-        names[:] = [name for name in names if not name.endswith((".slice", ".scope", ".service", ".mount", ".socket"))]
-        found.update(os.path.relpath(os.path.join(folder, name), "/sys/fs/cgroup") for name in names)
+        own = [name for name in names if not name.endswith((".slice", ".scope", ".service", ".mount", ".socket"))]
+        found.update(os.path.relpath(os.path.join(folder, name), "/sys/fs/cgroup") for name in own)
     return found
 
 
@@ -49,7 +50,8 @@ def mounts() -> set[str]:
 
 
 def loops() -> set[str]:
-    return {line.split(":")[0] for line in output("losetup", "-a").splitlines()}
+    """Loop devices with their files."""
+    return set(output("losetup", "-a").splitlines())
 
 
 def processes(word: str) -> dict[int, str]:
