@@ -23,7 +23,8 @@ use crate::{Key, Revision, StoreError};
 const APPLICATION_ID: i64 = 0x6861_6172;
 
 /// What turns layout `n` into layout `n + 1`; the file's layout is its `user_version`.
-const LAYOUTS: &[&str] = &["
+const LAYOUTS: &[&str] = &[
+    "
     CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
     INSERT INTO counter VALUES ('revision', 0);
     CREATE TABLE lease (id INTEGER PRIMARY KEY AUTOINCREMENT, ttl_ms INTEGER NOT NULL);
@@ -36,7 +37,12 @@ const LAYOUTS: &[&str] = &["
     CREATE INDEX record_by_revision ON record (revision);
     CREATE INDEX record_by_lease ON record (lease) WHERE lease IS NOT NULL;
     CREATE TABLE deletion (scope TEXT PRIMARY KEY, revision INTEGER NOT NULL) WITHOUT ROWID;
-"];
+",
+    "
+    DROP INDEX record_by_revision;
+    DROP TABLE deletion;
+",
+];
 
 /// How many requests share one commit at most.
 const BATCH: usize = 512;
@@ -233,6 +239,10 @@ struct Lease {
 struct Engine {
     connection: Connection,
     revision: Revision,
+    /// The revision when the file was opened: nobody has seen an earlier one.
+    opened: Revision,
+    /// The latest change since then in each scope that had one. As nobody else writes the file, it need not say.
+    scopes: HashMap<String, Revision>,
     leases: HashMap<LeaseId, Lease>,
     /// The latest commits.
     history: VecDeque<Commit>,
@@ -248,6 +258,18 @@ struct Batch {
     commits: Vec<Commit>,
     granted: Vec<(LeaseId, Duration)>,
     revoked: Vec<LeaseId>,
+    /// The latest change in each scope that has one.
+    scopes: HashMap<String, Revision>,
+}
+
+impl Batch {
+    /// Notes that a record was written or deleted.
+    fn changed(&mut self, key: &Key, revision: Revision) {
+        match self.scopes.get_mut(key.scope()) {
+            Some(latest) => *latest = revision,
+            None => drop(self.scopes.insert(key.scope().to_owned(), revision)),
+        }
+    }
 }
 
 impl Engine {
@@ -302,6 +324,8 @@ impl Engine {
         Ok(Self {
             connection,
             revision,
+            opened: revision,
+            scopes: HashMap::new(),
             leases,
             history: VecDeque::new(),
             floor: revision,
@@ -402,7 +426,7 @@ impl Engine {
         let mut revision = self.revision;
         for write in writes {
             let (done, ops) = match write {
-                Write::Commit(txn, _) => self.stage(txn, &mut revision)?,
+                Write::Commit(txn, _) => self.stage(txn, &mut revision, &mut batch)?,
                 Write::Grant(ttl, _) => {
                     let ms = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
                     self.connection
@@ -437,6 +461,7 @@ impl Engine {
         for lease in batch.revoked {
             self.leases.remove(&lease);
         }
+        self.scopes.extend(batch.scopes);
         if let Some(last) = batch.commits.last() {
             self.revision = last.revision;
             self.history.extend(batch.commits.iter().cloned());
@@ -452,9 +477,14 @@ impl Engine {
     }
 
     /// Writes what a transaction asks for, if its comparisons hold. `revision` advances when it writes anything.
-    fn stage(&self, txn: &Txn, revision: &mut Revision) -> rusqlite::Result<(Done, Vec<Op>)> {
+    fn stage(
+        &self,
+        txn: &Txn,
+        revision: &mut Revision,
+        batch: &mut Batch,
+    ) -> rusqlite::Result<(Done, Vec<Op>)> {
         for compare in &txn.compares {
-            if !self.holds(compare)? {
+            if !self.holds(compare, batch)? {
                 return Ok((Done::Committed(Outcome::Conflict(*revision)), Vec::new()));
             }
         }
@@ -469,6 +499,7 @@ impl Engine {
         let mut effective = Vec::with_capacity(txn.ops.len());
         for op in &txn.ops {
             if self.apply(op, next)? {
+                batch.changed(op.key(), next);
                 effective.push(op.clone());
             }
         }
@@ -505,12 +536,12 @@ impl Engine {
             *revision = revision.next();
         }
         for op in &ops {
-            self.deleted(op.key(), *revision)?;
+            batch.changed(op.key(), *revision);
         }
         Ok((Done::Revoked, ops))
     }
 
-    fn holds(&self, compare: &Compare) -> rusqlite::Result<bool> {
+    fn holds(&self, compare: &Compare, batch: &Batch) -> rusqlite::Result<bool> {
         match compare {
             Compare::Key { key, revision } => {
                 let found = self
@@ -521,26 +552,10 @@ impl Engine {
                 Ok(found == revision.map(Revision::get))
             }
             Compare::Scope { scope, since } => {
-                // The index on the revision leaves only what was written since; the unary plus keeps SQLite from
-                // walking the keys instead.
-                let changed = self
-                    .connection
-                    .prepare_cached(
-                        "SELECT 1 FROM record WHERE revision > ?1 AND substr(+key, 1, length(?2)) = ?2
-                         UNION ALL SELECT 1 FROM deletion WHERE scope = ?2 AND revision > ?1",
-                    )?
-                    .exists(params![integer(since.get()), scope])?;
-                Ok(!changed)
+                let latest = batch.scopes.get(scope).or_else(|| self.scopes.get(scope));
+                Ok(latest.unwrap_or(&self.opened) <= since)
             }
         }
-    }
-
-    /// Notes that a record was deleted, for [`Compare::Scope`].
-    fn deleted(&self, key: &Key, revision: Revision) -> rusqlite::Result<()> {
-        self.connection
-            .prepare_cached("INSERT OR REPLACE INTO deletion (scope, revision) VALUES (?1, ?2)")?
-            .execute(params![key.scope(), integer(revision.get())])
-            .map(|_| ())
     }
 
     fn has_lease(&self, lease: LeaseId) -> rusqlite::Result<bool> {
@@ -566,11 +581,7 @@ impl Engine {
             }
             Op::Delete { key } => {
                 let mut statement = self.connection.prepare_cached("DELETE FROM record WHERE key = ?1")?;
-                let deleted = statement.execute([key.as_str()])? > 0;
-                if deleted {
-                    self.deleted(key, revision)?;
-                }
-                Ok(deleted)
+                Ok(statement.execute([key.as_str()])? > 0)
             }
         }
     }

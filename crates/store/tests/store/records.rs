@@ -318,6 +318,32 @@ async fn what_is_no_state_file_is_refused() {
 }
 
 #[tokio::test]
+async fn a_file_of_the_first_layout_is_brought_to_the_newest() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.db");
+    let store = builder().open_sqlite(&path).await.unwrap();
+    put(&store, disk("d-1", 8)).await;
+    store.close().await;
+    let older = rusqlite::Connection::open(&path).unwrap();
+    older
+        .execute_batch(
+            "CREATE INDEX record_by_revision ON record (revision);
+             CREATE TABLE deletion (scope TEXT PRIMARY KEY, revision INTEGER NOT NULL) WITHOUT ROWID;
+             PRAGMA user_version = 1;",
+        )
+        .unwrap();
+    drop(older);
+
+    let store = builder().open_sqlite(&path).await.unwrap();
+    assert_eq!(store.snapshot().get::<Disk>("a", "r", "d-1").unwrap().gib, 8);
+    put(&store, disk("d-1", 9)).await;
+    store.close().await;
+    let newest = rusqlite::Connection::open(&path).unwrap();
+    let left = "SELECT count(*) FROM sqlite_schema WHERE name IN ('record_by_revision', 'deletion')";
+    assert_eq!(newest.query_row(left, [], |row| row.get::<_, i64>(0)).unwrap(), 0);
+}
+
+#[tokio::test]
 async fn records_of_another_version_are_named() {
     /// The same kind with another shape.
     #[derive(Debug, Clone, Serialize, Deserialize)]
