@@ -41,8 +41,12 @@ pub fn request_id() -> String {
     let mut bytes: [u8; 16] = rand::random();
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
-    let hex = hex::encode(bytes);
-    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+    let mut text = vec![b'-'; 36];
+    for (octets, at) in [(0..4, 0), (4..6, 9), (6..8, 14), (8..10, 19), (10..16, 24)] {
+        let digits = at..at + 2 * octets.len();
+        hex::encode_to_slice(&bytes[octets], &mut text[digits]).expect("a byte has two digits");
+    }
+    String::from_utf8(text).expect("digits are ASCII")
 }
 
 /// Includes what a service's build script generated into `OUT_DIR`, as the items of the calling module.

@@ -239,14 +239,17 @@ impl Decoder {
         let mut children = tree.children(path)?;
         let mut values: Vec<Option<Value>> = Vec::with_capacity(members.len());
         for member in members {
-            let child = children.remove(member.wire);
-            let at = join(path, member.wire);
+            let child = if children.is_empty() { None } else { children.remove(member.wire) };
             match (member.support, child) {
-                (Support::Yes(shape), Some(child)) => values.push(Some(self.under(child, shape, path, &at)?)),
+                (Support::Yes(shape), Some(child)) => {
+                    let at = join(path, member.wire);
+                    values.push(Some(self.under(child, shape, path, &at)?));
+                }
                 (Support::Yes(_), None) => values.push(None),
                 (_, None) => {}
                 (Support::Only(only), Some(child)) if child.text.as_deref() == Some(only) => {}
                 (Support::Only(_) | Support::No, Some(_)) => {
+                    let at = join(path, member.wire);
                     return Err(Error::new(
                         self.unsupported,
                         format!("The parameter {} is not supported.", clip(&at)),

@@ -1,5 +1,6 @@
 //! Signatures against AWS's signing test suite (`aws-signing-test-suite/`): every case, every intermediate text, both directions.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use haar_api::sigv4::{
@@ -61,18 +62,18 @@ impl Text {
     }
 
     /// The canonical form straight from the text, all headers signed.
-    fn canonical(&self, paths: PathStyle) -> Canonical {
+    fn canonical(&self, paths: PathStyle) -> Canonical<'_> {
         let (path, query) = self.split();
-        let mut headers: Vec<(String, Vec<u8>)> = Vec::new();
+        let mut headers: Vec<(Cow<'_, str>, Cow<'_, [u8]>)> = Vec::new();
         for (name, value) in &self.headers {
-            let (name, value) = (name.to_ascii_lowercase(), fold(value.as_bytes()));
+            let (name, value) = (name.to_ascii_lowercase().into(), fold(value.as_bytes()));
             match headers.iter_mut().find(|(known, _)| *known == name) {
-                Some((_, values)) => *values = [&values[..], &value].join(&b','),
+                Some((_, values)) => *values = [&values[..], &value].join(&b',').into(),
                 None => headers.push((name, value)),
             }
         }
         Canonical {
-            method: self.method.clone(),
+            method: &self.method,
             path: canonical_path(path, paths),
             query: parse_query(query),
             headers,

@@ -87,6 +87,9 @@ impl Paginator {
             Some(n) if n > most => return Err(PageError::TooMany(n, most)),
             Some(n) => Some(usize::try_from(n).unwrap_or(0)),
         };
+        if limit.is_none() && request.next_token.is_none() {
+            return Ok(Page::WHOLE);
+        }
         let mut mac = self.mac();
         for part in [&ctx.account, &ctx.region, ctx.service, ctx.operation] {
             // Lengths keep the parts apart.
@@ -101,7 +104,7 @@ impl Paginator {
                 Some(opened.ok_or_else(|| PageError::Token(shorten(token).to_owned()))?)
             }
         };
-        Ok(Page { after, limit, mac })
+        Ok(Page { after, limit: limit.map(|records| Limit { records, mac }) })
     }
 
     fn mac(&self) -> Hmac<Sha256> {
@@ -135,11 +138,20 @@ fn open(token: &str, mut mac: Hmac<Sha256>) -> Option<String> {
 /// One page: which records are on it, and the token of the next one.
 pub struct Page {
     after: Option<String>,
-    limit: Option<usize>,
+    limit: Option<Limit>,
+}
+
+/// Where a page ends.
+struct Limit {
+    records: usize,
+    /// Begins the code of the next page's token.
     mac: Hmac<Sha256>,
 }
 
 impl Page {
+    /// Everything that is listed: what a request with neither `MaxResults` nor `NextToken` asks for.
+    pub const WHOLE: Page = Page { after: None, limit: None };
+
     /// The id behind which the page begins, if it is not the first.
     #[must_use]
     pub fn after(&self) -> Option<&str> {
@@ -158,10 +170,10 @@ impl Page {
         let after = self.after.as_deref();
         let mut records =
             records.into_iter().skip_while(|record| after.is_some_and(|after| id(record) <= after));
-        let Some(limit) = self.limit else { return (records.collect(), None) };
-        let page: Vec<T> = records.by_ref().take(limit).collect();
+        let Some(limit) = &self.limit else { return (records.collect(), None) };
+        let page: Vec<T> = records.by_ref().take(limit.records).collect();
         let next = match page.last() {
-            Some(last) if records.next().is_some() => Some(seal(id(last), self.mac.clone())),
+            Some(last) if records.next().is_some() => Some(seal(id(last), limit.mac.clone())),
             _ => None,
         };
         (page, next)

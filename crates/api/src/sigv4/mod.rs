@@ -3,9 +3,11 @@
 //! The algorithm stands here once: [`Canonical`] is a request in the form that is signed. [`Signer`] makes signatures,
 //! [`Signature`] reads and checks them.
 
+use std::borrow::Cow;
+
 use hmac::{Hmac, Mac};
+use http::header;
 use http::request::Parts;
-use http::{HeaderName, header};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, percent_encode};
 use sha2::{Digest, Sha256};
 use time::format_description::BorrowedFormatItem;
@@ -58,39 +60,43 @@ impl PathStyle {
 /// Names and values are bytes as they came (decoded from percent-encoding, in the query string): two requests that differ in
 /// what they say never have the same canonical form.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Canonical {
+pub struct Canonical<'a> {
     /// The HTTP method.
-    pub method: String,
+    pub method: &'a str,
     /// The canonical path; see [`canonical_path`].
     pub path: String,
     /// The parameters of the query string, decoded, without `X-Amz-Signature`.
     pub query: Vec<(Vec<u8>, Vec<u8>)>,
     /// The signed headers: names in lower case, values of one name joined by commas.
-    pub headers: Vec<(String, Vec<u8>)>,
+    pub headers: Vec<(Cow<'a, str>, Cow<'a, [u8]>)>,
     /// SHA-256 of the body in hexadecimal, or `UNSIGNED-PAYLOAD`.
     pub payload: String,
 }
 
-impl Canonical {
+impl Canonical<'_> {
     /// The canonical request. It is text unless a header is not.
     pub fn request(&self) -> Vec<u8> {
         let mut headers: Vec<_> = self.headers.iter().collect();
         headers.sort_unstable();
-        let mut out = format!("{}\n{}\n{}\n", self.method, self.path, self.query_string()).into_bytes();
-        for (name, value) in &headers {
-            out.extend_from_slice(name.as_bytes());
-            out.push(b':');
-            out.extend_from_slice(value);
-            out.push(b'\n');
+        let query = self.query_string();
+        let mut out = Vec::with_capacity(1024);
+        for part in [self.method, "\n", &self.path, "\n", &query, "\n"] {
+            out.extend_from_slice(part.as_bytes());
         }
-        let names: Vec<&str> = headers.iter().map(|(name, _)| name.as_str()).collect();
-        out.extend_from_slice(format!("\n{}\n{}", names.join(";"), self.payload).as_bytes());
+        for (name, value) in headers {
+            for part in [name.as_bytes(), b":", &value[..], b"\n"] {
+                out.extend_from_slice(part);
+            }
+        }
+        for part in ["\n", &self.signed_headers(), "\n", &self.payload] {
+            out.extend_from_slice(part.as_bytes());
+        }
         out
     }
 
     /// The names of the signed headers, as `SignedHeaders` has them.
     pub fn signed_headers(&self) -> String {
-        let mut names: Vec<&str> = self.headers.iter().map(|(name, _)| name.as_str()).collect();
+        let mut names: Vec<&str> = self.headers.iter().map(|(name, _)| &**name).collect();
         names.sort_unstable();
         names.join(";")
     }
@@ -106,7 +112,7 @@ impl Canonical {
         let key = [scope.region, scope.service, TERMINATOR]
             .iter()
             .fold(first, |key, part| mac(&key, part.as_bytes()));
-        hex::encode(mac(&key, self.string_to_sign(at, scope).as_bytes()))
+        in_hex(mac(&key, self.string_to_sign(at, scope).as_bytes()))
     }
 
     fn query_string(&self) -> String {
@@ -145,6 +151,9 @@ pub fn canonical_path(path: &str, style: PathStyle) -> String {
             .collect();
         return segments.join("/");
     }
+    if path == "/" {
+        return path.to_owned();
+    }
     let mut segments: Vec<&str> = Vec::new();
     for segment in path.split('/') {
         match segment {
@@ -171,19 +180,26 @@ pub fn parse_query(query: &str) -> Vec<(Vec<u8>, Vec<u8>)> {
 }
 
 /// A header's values in one line, white space folded; none when the request does not have it.
-fn canonical_header(request: &Parts, name: &str) -> Option<Vec<u8>> {
+fn canonical_header<'a>(request: &'a Parts, name: &str) -> Option<Cow<'a, [u8]>> {
     if name == "host" && !request.headers.contains_key(header::HOST) {
-        return request.uri.authority().map(|authority| authority.as_str().into());
+        return request.uri.authority().map(|authority| authority.as_str().as_bytes().into());
     }
-    let name = HeaderName::try_from(name).ok()?;
-    let values: Vec<_> = request.headers.get_all(name).iter().map(|value| fold(value.as_bytes())).collect();
-    (!values.is_empty()).then(|| values.join(&b','))
+    let mut values = request.headers.get_all(name).iter().map(|value| fold(value.as_bytes()));
+    let first = values.next()?;
+    Some(values.fold(first, |before, value| [&before[..], b",", &value].concat().into()))
 }
 
 /// A header's value without white space around it, and one space for white space within it.
-pub fn fold(value: &[u8]) -> Vec<u8> {
-    let words = value.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
-    words.collect::<Vec<_>>().join(&b' ')
+pub fn fold(value: &[u8]) -> Cow<'_, [u8]> {
+    let value = value.trim_ascii();
+    let is_space = u8::is_ascii_whitespace;
+    let is_folded =
+        !value.windows(2).any(|pair| is_space(&pair[0]) && (pair[0] != b' ' || is_space(&pair[1])));
+    if is_folded {
+        return value.into();
+    }
+    let words = value.split(is_space).filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join(&b' ').into()
 }
 
 fn mac(key: &[u8], data: &[u8]) -> [u8; 32] {
@@ -194,7 +210,13 @@ fn mac(key: &[u8], data: &[u8]) -> [u8; 32] {
 
 /// SHA-256 in hexadecimal.
 pub fn sha256_hex(data: &[u8]) -> String {
-    hex::encode(Sha256::digest(data))
+    in_hex(Sha256::digest(data).into())
+}
+
+fn in_hex(digest: [u8; 32]) -> String {
+    let mut text = vec![0; 64];
+    hex::encode_to_slice(digest, &mut text).expect("a byte has two digits");
+    String::from_utf8(text).expect("digits are ASCII")
 }
 
 /// Reads a time in ISO 8601 basic format, in UTC.
@@ -204,5 +226,8 @@ fn basic(text: &str) -> Option<OffsetDateTime> {
 
 /// A time in ISO 8601 basic format, in UTC.
 fn format_basic(at: OffsetDateTime) -> String {
-    at.to_offset(UtcOffset::UTC).format(BASIC).unwrap_or_default()
+    let at = at.to_offset(UtcOffset::UTC);
+    let (year, month, day) = at.to_calendar_date();
+    let (hour, minute, second) = at.to_hms();
+    format!("{year:04}{:02}{day:02}T{hour:02}{minute:02}{second:02}Z", u8::from(month))
 }

@@ -147,18 +147,18 @@ impl<'a> Signer<'a> {
     }
 
     /// The request in the form that is signed, with all its headers that may be.
-    fn canonical(&self, request: &Parts, body: &[u8]) -> Result<Canonical, Unsignable> {
+    fn canonical<'r>(&self, request: &'r Parts, body: &[u8]) -> Result<Canonical<'r>, Unsignable> {
         let mut names: Vec<&str> = request.headers.keys().map(HeaderName::as_str).collect();
         names.retain(|name| !UNSIGNED.contains(name) && *name != "host");
         names.push("host");
         let headers = names
             .into_iter()
-            .map(|name| canonical_header(request, name).map(|value| (name.to_owned(), value)))
+            .map(|name| canonical_header(request, name).map(|value| (name.into(), value)))
             .collect::<Option<_>>()
             .ok_or(Unsignable::Host)?;
         let unsigned = is_unsigned_payload(&request.headers);
         Ok(Canonical {
-            method: request.method.to_string(),
+            method: request.method.as_str(),
             path: canonical_path(request.uri.path(), self.paths),
             query: parse_query(request.uri.query().unwrap_or_default()),
             headers,

@@ -78,20 +78,27 @@ impl Signature {
         }
     }
 
-    fn of_header(value: &str, headers: &HeaderMap) -> Result<Self, Rejection> {
+    fn of_header<'h>(value: &'h str, headers: &HeaderMap) -> Result<Self, Rejection> {
         let rest = value.strip_prefix(ALGORITHM).filter(|rest| rest.is_empty() || rest.starts_with(' '));
         let rest =
             rest.ok_or_else(|| incomplete(format!("The Authorization header must begin with {ALGORITHM}.")))?;
-        let part = |name: &str| {
-            let mut parts = rest.split([',', ' ']).filter_map(|part| part.split_once('='));
-            parts
-                .find(|(key, _)| *key == name)
-                .map(|(_, value)| value)
+        let (mut credential, mut signed, mut signature) = (None, None, None);
+        for (key, value) in rest.split([',', ' ']).filter_map(|part| part.split_once('=')) {
+            let found = match key {
+                "Credential" => &mut credential,
+                "SignedHeaders" => &mut signed,
+                "Signature" => &mut signature,
+                _ => continue,
+            };
+            found.get_or_insert(value);
+        }
+        let need = |found: Option<&'h str>, name: &str| {
+            found
                 .filter(|value| !value.is_empty())
                 .ok_or_else(|| incomplete(format!("Authorization header requires '{name}' parameter.")))
         };
-        let (credential, signed, signature) =
-            (part("Credential")?, part("SignedHeaders")?, part("Signature")?);
+        let credential = need(credential, "Credential")?;
+        let (signed, signature) = (need(signed, "SignedHeaders")?, need(signature, "Signature")?);
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let at = match text("x-amz-date") {
             Some(date) => basic(date),
@@ -203,7 +210,7 @@ impl Signature {
     }
 
     fn check_time(&self, now: OffsetDateTime) -> Result<(), Rejection> {
-        let (at, clock) = (format_basic(self.at), format_basic(now));
+        let at = format_basic(self.at);
         if !at.starts_with(&self.day) {
             return Err(Rejection::Mismatch(format!(
                 "Date in Credential scope does not match YYYYMMDD from ISO-8601 version of date from HTTP: '{}' != '{}', from '{at}'.",
@@ -211,11 +218,13 @@ impl Signature {
                 &at[..8]
             )));
         }
+        let clock = || format_basic(now);
         let good_for = self.expires.map_or(SKEW, Duration::seconds);
         if self.at - now > SKEW {
             let limit = format_basic(now + SKEW);
             return Err(Rejection::Expired(format!(
-                "Signature not yet current: {at} is still later than {limit} ({clock} + 15 min.)"
+                "Signature not yet current: {at} is still later than {limit} ({} + 15 min.)",
+                clock()
             )));
         }
         if now - self.at > good_for {
@@ -225,7 +234,8 @@ impl Signature {
                 Some(seconds) => format!("{seconds} s"),
             };
             return Err(Rejection::Expired(format!(
-                "Signature expired: {at} is now earlier than {limit} ({clock} - {good_for})"
+                "Signature expired: {at} is now earlier than {limit} ({} - {good_for})",
+                clock()
             )));
         }
         Ok(())
@@ -251,12 +261,15 @@ impl Signature {
     /// The hash of the body as it was signed.
     fn payload(&self, request: &Parts, body: &[u8]) -> Result<String, Rejection> {
         let told = request.headers.get("x-amz-content-sha256").map(http::HeaderValue::as_bytes);
+        if told == Some(UNSIGNED_PAYLOAD.as_bytes()) {
+            return Ok(UNSIGNED_PAYLOAD.to_owned());
+        }
+        let is = sha256_hex(body);
         match told {
-            Some(told) if told == UNSIGNED_PAYLOAD.as_bytes() => Ok(UNSIGNED_PAYLOAD.to_owned()),
-            Some(told) if told != sha256_hex(body).as_bytes() => Err(Rejection::Mismatch(
+            Some(told) if told != is.as_bytes() => Err(Rejection::Mismatch(
                 "The value of x-amz-content-sha256 is not the SHA-256 of the request's body.".to_owned(),
             )),
-            _ => Ok(sha256_hex(body)),
+            _ => Ok(is),
         }
     }
 
@@ -264,10 +277,10 @@ impl Signature {
     ///
     /// # Errors
     /// [`Rejection::Mismatch`] where a signed header is missing, or the body is not that of `X-Amz-Content-Sha256`.
-    pub fn canonical(&self, request: &Parts, body: &[u8]) -> Result<Canonical, Rejection> {
+    pub fn canonical<'a>(&'a self, request: &'a Parts, body: &[u8]) -> Result<Canonical<'a>, Rejection> {
         let payload = self.payload(request, body)?;
-        let header = |name: &String| {
-            canonical_header(request, name).map(|value| (name.clone(), value)).ok_or_else(|| {
+        let header = |name: &'a String| {
+            canonical_header(request, name).map(|value| (name.into(), value)).ok_or_else(|| {
                 Rejection::Mismatch(format!("The signed header '{name}' is not in the request."))
             })
         };
@@ -277,7 +290,7 @@ impl Signature {
             query.retain(|(name, _)| name != b"X-Amz-Signature");
         }
         Ok(Canonical {
-            method: request.method.to_string(),
+            method: request.method.as_str(),
             path: canonical_path(request.uri.path(), self.paths),
             query,
             headers,

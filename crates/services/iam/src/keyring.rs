@@ -24,6 +24,9 @@ const USAGE_INTERVAL: Duration = Duration::from_secs(2);
 /// How much later a use must be than the recorded one of the same service and region to be recorded.
 const USAGE_STEP: time::Duration = time::Duration::minutes(1);
 
+/// How many secrets, and how many sessions, are kept open.
+const MOST_OPENED: usize = 1024;
+
 /// Longest state of a session, unpacked.
 const MAX_STATE: u64 = 256 * 1024;
 
@@ -64,7 +67,36 @@ struct Token {
     secret: String,
     account: String,
     holder: Holder,
-    session: Session,
+    session: Arc<Session>,
+}
+
+/// What was opened for the latest requests, by the ids of their access keys, with what it was sealed in: to open it
+/// takes longer than all else of a signature's check.
+struct Opened<T>(Mutex<HashMap<String, (String, T)>>);
+
+impl<T> Default for Opened<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T: Clone> Opened<T> {
+    /// What `sealed` holds, which must belong to this access key: as it was opened before, or now, by `open`.
+    fn get(&self, access_key_id: &str, sealed: &str, open: impl FnOnce() -> Option<T>) -> Option<T> {
+        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, opened)) = lock().get(access_key_id)
+            && known == sealed
+        {
+            return Some(opened.clone());
+        }
+        let opened = open()?;
+        let mut all = lock();
+        if all.len() >= MOST_OPENED {
+            all.clear();
+        }
+        all.insert(access_key_id.to_owned(), (sealed.to_owned(), opened.clone()));
+        Some(opened)
+    }
 }
 
 /// New temporary credentials.
@@ -82,13 +114,15 @@ pub struct Keyring {
     store: Store,
     sealer: Sealer,
     usage: Arc<Mutex<HashMap<String, Usage>>>,
+    secrets: Arc<Opened<String>>,
+    sessions: Arc<Opened<Arc<Token>>>,
 }
 
 impl Keyring {
     /// The keys of a store, sealed by this sealer.
     #[must_use]
     pub fn new(store: Store, sealer: Sealer) -> Self {
-        Self { store, sealer, usage: Arc::default() }
+        Self { store, sealer, usage: Arc::default(), secrets: Arc::default(), sessions: Arc::default() }
     }
 
     /// Makes sure that an account is there and that its root has this key. A root that has since given up the key, by IAM, does not
@@ -215,11 +249,12 @@ impl Keyring {
         let access_key_id = new_key_id("ASIA", account);
         let secret = new_secret();
         let mut principal = principal_of(snapshot, account, &holder)?;
+        let session = Arc::new(session);
         let token = Token { secret: secret.clone(), account: account.to_owned(), holder, session };
         let state = pack(&serde_json::to_vec(&token).ok()?);
         let session_token = self.sealer.seal_token(&access_key_id, &state);
         principal.access_key_id.clone_from(&access_key_id);
-        principal.session = Some(Arc::new(token.session));
+        principal.session = Some(token.session);
         Some(Temporary { access_key_id, secret, session_token, principal })
     }
 
@@ -260,7 +295,7 @@ impl Keyring {
             }
             _ => Principal::root(&key.owner_account, ""),
         };
-        let secret = self.sealer.open_secret(id, &key.secret)?;
+        let secret = self.secrets.get(id, &key.secret.0, || self.sealer.open_secret(id, &key.secret))?;
         Some(AccessKey { secret, principal: Principal { access_key_id: id.to_owned(), ..principal } })
     }
 
@@ -271,16 +306,18 @@ impl Keyring {
         token: &str,
         now: OffsetDateTime,
     ) -> Result<AccessKey, KeyError> {
-        let state = self.sealer.open_token(id, token).and_then(|state| unpack(&state));
-        let token: Option<Token> = state.and_then(|state| serde_json::from_slice(&state).ok());
-        let token = token.ok_or(KeyError::Unknown)?;
+        let open = || {
+            let state = unpack(&self.sealer.open_token(id, token)?)?;
+            serde_json::from_slice(&state).ok().map(Arc::new)
+        };
+        let token: Arc<Token> = self.sessions.get(id, token, open).ok_or(KeyError::Unknown)?;
         if token.session.expires <= now {
             return Err(KeyError::Expired);
         }
         let principal = principal_of(snapshot, &token.account, &token.holder).ok_or(KeyError::Unknown)?;
         let principal =
-            Principal { access_key_id: id.to_owned(), session: Some(Arc::new(token.session)), ..principal };
-        Ok(AccessKey { secret: token.secret, principal })
+            Principal { access_key_id: id.to_owned(), session: Some(token.session.clone()), ..principal };
+        Ok(AccessKey { secret: token.secret.clone(), principal })
     }
 }
 
