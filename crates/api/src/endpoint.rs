@@ -23,6 +23,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
+use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpStream};
@@ -456,11 +457,11 @@ struct Note<'a> {
     ctx: &'a Context,
     model: &'static ServiceModel,
     operation: &'static Operation,
-    request: Option<serde_json::Value>,
+    request: Option<Box<RawValue>>,
 }
 
 impl Note<'_> {
-    fn take(&mut self, response: Option<serde_json::Value>, error: Option<&Error>) {
+    fn take(&mut self, response: Option<Box<RawValue>>, error: Option<&Error>) {
         if let (Some(recorder), Some(request)) = (self.recorder, self.request.take()) {
             let (ctx, protocol) = (self.ctx, self.model.protocol);
             let read_only = note::is_read_only(self.operation);

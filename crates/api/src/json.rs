@@ -9,9 +9,11 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 use time::OffsetDateTime;
 
 use crate::body::Rope;
+use crate::note::Text;
 use crate::query::clip;
 use crate::schema::{self, Kind, Location, Member, Protocol, ServiceModel, Shape, Support};
 use crate::service::{self, Answer, Reply};
@@ -222,20 +224,10 @@ where
     })
 }
 
-/// An answer's body as JSON, its names in the form of CloudTrail.
-pub(crate) fn noted(body: crate::Rope) -> serde_json::Value {
-    fn lowered(value: serde_json::Value) -> serde_json::Value {
-        match value {
-            serde_json::Value::Object(members) => members
-                .into_iter()
-                .map(|(name, value)| (crate::xml::lower_first(&name), lowered(value)))
-                .collect::<serde_json::Map<_, _>>()
-                .into(),
-            serde_json::Value::Array(values) => values.into_iter().map(lowered).collect(),
-            other => other,
-        }
-    }
-    lowered(serde_json::from_slice(&body.into_bytes()).unwrap_or_default())
+/// An answer's body, for those who note it down.
+pub(crate) fn noted(body: Rope) -> Box<RawValue> {
+    let value: serde_json::Value = serde_json::from_slice(&body.into_bytes()).unwrap_or_default();
+    Text::of(|text| text.value(&value, Text::open)).finish()
 }
 
 /// The content type of a protocol's answers.

@@ -1,13 +1,16 @@
 //! What is noted down of the requests that were answered, for an audit trail.
 
+use std::borrow::Cow;
+
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use serde::Serialize;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value as Json, json};
 
 use crate::schema::{Kind, Location, Operation, Part, Protocol, Shape, slots};
 use crate::timestamp;
 use crate::value::Value;
-use crate::xml::lower_first;
 use crate::{Context, Error};
 
 /// Takes note of what was answered.
@@ -25,10 +28,10 @@ pub struct Event<'a> {
     pub protocol: Protocol,
     /// Whether the operation changes nothing.
     pub read_only: bool,
-    /// What was asked for, in the form of CloudTrail, with its secrets.
-    pub request: Json,
-    /// What was answered, in the form of CloudTrail, with its secrets; none for what reads only and for errors.
-    pub response: Option<Json>,
+    /// What was asked for, in the form of CloudTrail, without secrets.
+    pub request: Box<RawValue>,
+    /// What was answered, in the form of CloudTrail, without secrets; none for what reads only and for errors.
+    pub response: Option<Box<RawValue>>,
     /// The error that was answered.
     pub error: Option<&'a Error>,
 }
@@ -41,6 +44,189 @@ const DATA: [(&str, &str); 4] = [
     ("ebs", "ListSnapshotBlocks"),
     ("ebs", "PutSnapshotBlock"),
 ];
+
+/// What stands for a secret.
+const REMOVED: &str = "<sensitiveDataRemoved>";
+
+/// Members of requests and answers that are secret.
+const SECRETS: [&str; 19] = [
+    "authenticationCode1",
+    "authenticationCode2",
+    "base32StringSeed",
+    "keyMaterial",
+    "newPassword",
+    "oldPassword",
+    "password",
+    "plaintext",
+    "privateKey",
+    "qRCodePNG",
+    "sAMLAssertion",
+    "secretAccessKey",
+    "secretBinary",
+    "secretString",
+    "serializedPolicyState",
+    "sessionToken",
+    "tokenCode",
+    "userData",
+    "webIdentityToken",
+];
+
+/// Writes JSON in the form of CloudTrail, without what must not be kept. Members, items and leaves are written in their order;
+/// a value of which nothing is written is null.
+#[derive(Debug, Default)]
+pub(crate) struct Text {
+    out: String,
+    /// The open values, the innermost last.
+    open: Vec<Open>,
+}
+
+/// A value that is being written.
+#[derive(Debug)]
+struct Open {
+    holds: Holds,
+    /// Where it begins, if it is secret.
+    secret: Option<usize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Holds {
+    Nothing,
+    Leaf,
+    Members,
+}
+
+impl Text {
+    /// The text of one value, which `write` writes.
+    pub(crate) fn of(write: impl FnOnce(&mut Self)) -> Self {
+        let mut text = Self::default();
+        text.begin(None);
+        write(&mut text);
+        text.end();
+        text
+    }
+
+    /// What was written; null if it is no JSON.
+    pub(crate) fn finish(self) -> Box<RawValue> {
+        RawValue::from_string(self.out).unwrap_or_else(|error| {
+            tracing::error!(%error, "what was noted of a request is no JSON");
+            RawValue::NULL.to_owned()
+        })
+    }
+
+    /// Begins a member, which a name of the model has: as CloudTrail writes it, in lower case.
+    pub(crate) fn open(&mut self, name: &str) {
+        if name == "return" {
+            return self.open_key("_return");
+        }
+        self.open_key(&lower_first(name));
+    }
+
+    /// Begins a member, which has this name.
+    pub(crate) fn open_key(&mut self, name: &str) {
+        if let Some(parent) = self.open.last_mut() {
+            self.out.push(if parent.holds == Holds::Members { ',' } else { '{' });
+            parent.holds = Holds::Members;
+        }
+        self.push(name);
+        self.out.push(':');
+        self.begin(SECRETS.contains(&name).then_some(self.out.len()));
+    }
+
+    /// Ends the member or item that was begun last.
+    pub(crate) fn close(&mut self) {
+        self.end();
+    }
+
+    /// Writes the open value.
+    pub(crate) fn leaf(&mut self, value: impl Serialize) {
+        self.push(value);
+        self.hold_leaf();
+    }
+
+    /// Begins to write the open value as a list.
+    pub(crate) fn open_items(&mut self) {
+        self.out.push('[');
+    }
+
+    /// Begins an item of the list.
+    pub(crate) fn open_item(&mut self) {
+        if !self.out.ends_with('[') {
+            self.out.push(',');
+        }
+        self.begin(None);
+    }
+
+    /// Ends the list.
+    pub(crate) fn close_items(&mut self) {
+        self.out.push(']');
+        self.hold_leaf();
+    }
+
+    /// Writes the open value, whose members' names `name` begins.
+    pub(crate) fn value(&mut self, value: &Json, name: fn(&mut Self, &str)) {
+        match value {
+            Json::Object(members) if members.is_empty() => self.leaf(value),
+            Json::Object(members) => {
+                for (key, member) in members {
+                    name(self, key);
+                    self.value(member, name);
+                    self.close();
+                }
+            }
+            Json::Array(items) => {
+                self.open_items();
+                for item in items {
+                    self.open_item();
+                    self.value(item, name);
+                    self.close();
+                }
+                self.close_items();
+            }
+            scalar => self.leaf(scalar),
+        }
+    }
+
+    fn push(&mut self, value: impl Serialize) {
+        // Into memory, nothing fails that has a form in JSON.
+        self.out.push_str(&serde_json::to_string(&value).unwrap_or_else(|_| "null".to_owned()));
+    }
+
+    fn hold_leaf(&mut self) {
+        if let Some(open) = self.open.last_mut() {
+            open.holds = Holds::Leaf;
+        }
+    }
+
+    fn begin(&mut self, secret: Option<usize>) {
+        self.open.push(Open { holds: Holds::Nothing, secret });
+    }
+
+    fn end(&mut self) {
+        let Some(ended) = self.open.pop() else { return };
+        match ended.holds {
+            Holds::Nothing => self.out.push_str("null"),
+            Holds::Leaf => {}
+            Holds::Members => self.out.push('}'),
+        }
+        if let Some(begin) = ended.secret.filter(|begin| &self.out[*begin..] != "null") {
+            self.out.truncate(begin);
+            self.push(REMOVED);
+        }
+    }
+}
+
+/// A name of the model as CloudTrail writes it.
+fn lower_first(name: &str) -> Cow<'_, str> {
+    match name.chars().next() {
+        Some(first) if first.is_ascii_uppercase() => {
+            let mut lower = String::with_capacity(name.len());
+            lower.push(first.to_ascii_lowercase());
+            lower.push_str(&name[1..]);
+            lower.into()
+        }
+        _ => name.into(),
+    }
+}
 
 /// Whether an operation is recorded: one that manages.
 pub(crate) fn is_recorded(service: &str, operation: &Operation) -> bool {
@@ -63,10 +249,10 @@ pub(crate) fn is_answer_noted(operation: &Operation) -> bool {
 }
 
 /// A request's input in the form of CloudTrail's `requestParameters`: null where there is none.
-pub(crate) fn request(protocol: Protocol, part: Part<'_>) -> Json {
+pub(crate) fn request(protocol: Protocol, part: Part<'_>) -> Box<RawValue> {
     match json_of(protocol, part.0, part.1) {
-        Json::Object(members) if members.is_empty() => Json::Null,
-        value => value,
+        Json::Object(members) if members.is_empty() => RawValue::NULL.to_owned(),
+        value => Text::of(|text| text.value(&value, Text::open_key)).finish(),
     }
 }
 
@@ -86,7 +272,7 @@ fn json_of(protocol: Protocol, shape: &'static Shape, value: &Value) -> Json {
                         let (name, items) = ec2_list(member.name, items);
                         object.insert(name, json!({ "items": items }));
                     }
-                    json => drop(object.insert(lower_first(member.name), json)),
+                    json => drop(object.insert(lower_first(member.name).into_owned(), json)),
                 }
             }
             object.into()
@@ -132,4 +318,49 @@ fn ec2_list(member: &str, items: Vec<Json>) -> (String, Vec<Json>) {
         scalar => json!({ item.as_str(): scalar }),
     };
     (set, items.into_iter().map(wrap).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_cloudtrails_and_secrets_are_left_out() {
+        let value = json!({
+            "Role": {"Arn": "arn:r", "Tags": [{"Key": "a"}, "b", [], {}]},
+            "return": true,
+            "Credentials": {"SecretAccessKey": "very secret", "SessionToken": ["very", {"Secret": "secret"}]},
+            "Password": null,
+            "Empty": {},
+            "Quoted": "\"[\n",
+            "Number": 1.5,
+        });
+        let noted = Text::of(|text| text.value(&value, Text::open)).finish();
+        let expected = json!({
+            "role": {"arn": "arn:r", "tags": [{"key": "a"}, "b", [], {}]},
+            "_return": true,
+            "credentials": {"secretAccessKey": REMOVED, "sessionToken": REMOVED},
+            "password": null,
+            "empty": {},
+            "quoted": "\"[\n",
+            "number": 1.5,
+        });
+        assert_eq!(serde_json::from_str::<Json>(noted.get()).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_nothing_is_written_of_is_null() {
+        assert_eq!(Text::of(|_| ()).finish().get(), "null");
+        let member = Text::of(|text| {
+            text.open("Member");
+            text.close();
+            text.open("Items");
+            text.open_items();
+            text.open_item();
+            text.close();
+            text.close_items();
+            text.close();
+        });
+        assert_eq!(member.finish().get(), r#"{"member":null,"items":[null]}"#);
+    }
 }

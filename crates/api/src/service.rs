@@ -4,6 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use http::{HeaderMap, HeaderValue, StatusCode};
+use serde_json::value::RawValue;
 
 use crate::body::Rope;
 use crate::schema::ServiceModel;
@@ -33,8 +34,8 @@ pub struct Answer {
     pub content_type: HeaderValue,
     /// The body.
     pub body: Rope,
-    /// What was answered as JSON, where the context asks for it.
-    pub noted: Option<serde_json::Value>,
+    /// What was answered as CloudTrail would have it, without secrets, where the context asks for it.
+    pub noted: Option<Box<RawValue>>,
 }
 
 /// What generated code answers to an index beyond its table, which no endpoint asks for.

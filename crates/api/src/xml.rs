@@ -9,9 +9,12 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode};
+use serde::Serialize;
+use serde_json::value::RawValue;
 use time::OffsetDateTime;
 
 use crate::body::Rope;
+use crate::note::Text;
 use crate::schema::{Protocol, ServiceModel};
 use crate::service::{self, Answer, Reply};
 use crate::timestamp;
@@ -23,58 +26,9 @@ use crate::{Context, Error};
 pub struct Writer {
     out: Rope,
     protocol: Protocol,
-    /// What is written becomes JSON instead, for those who note down what was answered.
-    tree: Option<Tree>,
-}
-
-/// Elements as JSON: names begin in lower case; lists are arrays, in the `ec2` protocol within `items`, as CloudTrail has them.
-#[derive(Debug, Default)]
-struct Tree {
-    /// The open elements: their names, their children, and what stands in them.
-    open: Vec<(String, serde_json::Map<String, serde_json::Value>, serde_json::Value)>,
-    root: serde_json::Map<String, serde_json::Value>,
-}
-
-impl Tree {
-    fn open(&mut self, name: &str) {
-        self.open.push((lower_first(name), serde_json::Map::new(), serde_json::Value::Null));
-    }
-
-    fn leaf(&mut self, value: serde_json::Value) {
-        if let Some((_, _, content)) = self.open.last_mut() {
-            *content = value;
-        }
-    }
-
-    fn close(&mut self) {
-        let Some((name, children, content)) = self.open.pop() else { return };
-        let value = if children.is_empty() { content } else { children.into() };
-        let parent = self.open.last_mut().map_or(&mut self.root, |(_, children, _)| children);
-        parent.insert(name, value);
-    }
-
-    /// Gathers what `items` writes into one member.
-    fn list(&mut self, name: &str, items: Vec<serde_json::Value>, wrapped: bool) {
-        let items = serde_json::Value::from(items);
-        let value = if wrapped { serde_json::json!({ "items": items }) } else { items };
-        let parent = self.open.last_mut().map_or(&mut self.root, |(_, children, _)| children);
-        parent.insert(lower_first(name), value);
-    }
-}
-
-/// A name of the model as CloudTrail writes it.
-pub(crate) fn lower_first(name: &str) -> String {
-    let mut chars = name.chars();
-    chars.next().map_or_else(String::new, |first| first.to_lowercase().chain(chars).collect())
-}
-
-/// What a value is as JSON.
-fn to_json<T: Content + ?Sized>(protocol: Protocol, value: &T) -> serde_json::Value {
-    let mut w = Writer { out: Rope::new(), protocol, tree: Some(Tree::default()) };
-    w.open("value");
-    value.write(&mut w);
-    w.close("value");
-    w.tree.and_then(|mut tree| tree.root.remove("value")).unwrap_or_default()
+    /// What is written becomes JSON instead, for those who note down what was answered: lists are arrays, in the `ec2` protocol
+    /// within `items`, as CloudTrail has them.
+    note: Option<Text>,
 }
 
 /// Bytes that cannot be written as they are, or begin a character (U+FFFE, U+FFFF) that cannot.
@@ -102,7 +56,7 @@ pub trait Content {
 impl Writer {
     /// A writer of one of the XML protocols.
     pub fn new(protocol: Protocol) -> Self {
-        Writer { out: Rope::new(), protocol, tree: None }
+        Writer { out: Rope::new(), protocol, note: None }
     }
 
     /// Everything written.
@@ -117,8 +71,8 @@ impl Writer {
 
     /// Writes text, escaped; what XML 1.0 cannot say becomes U+FFFD.
     pub fn text(&mut self, text: &str) {
-        if let Some(tree) = &mut self.tree {
-            return tree.leaf(text.into());
+        if let Some(note) = &mut self.note {
+            return note.leaf(text);
         }
         let bytes = text.as_bytes();
         let mut written = 0;
@@ -160,7 +114,7 @@ impl Writer {
 
     /// `<name><item>…</item>…</name>`; `<name/>` for an empty list.
     pub fn list<T: Content>(&mut self, name: &str, item: &str, values: &[T]) {
-        if self.tree.is_some() {
+        if self.note.is_some() {
             return self.note_list(name, values, self.protocol == Protocol::Ec2);
         }
         if values.is_empty() {
@@ -174,7 +128,7 @@ impl Writer {
 
     /// A list without a wrapping element.
     pub fn flat<T: Content>(&mut self, item: &str, values: &[T]) {
-        if self.tree.is_some() {
+        if self.note.is_some() {
             return self.note_list(item, values, false);
         }
         for value in values {
@@ -184,7 +138,7 @@ impl Writer {
 
     /// A map: `<name><entry><key>…</key><value>…</value></entry>…</name>`.
     pub fn map<T: Content>(&mut self, name: &str, key: &str, value: &str, entries: &BTreeMap<String, T>) {
-        if self.tree.is_some() {
+        if self.note.is_some() {
             return self.note_map(name, entries);
         }
         if entries.is_empty() {
@@ -209,7 +163,7 @@ impl Writer {
         value: &str,
         entries: &BTreeMap<String, T>,
     ) {
-        if self.tree.is_some() {
+        if self.note.is_some() {
             return self.note_map(name, entries);
         }
         for (k, v) in entries {
@@ -221,33 +175,53 @@ impl Writer {
     }
 
     fn note_list<T: Content>(&mut self, name: &str, values: &[T], wrapped: bool) {
-        let items = values.iter().map(|value| to_json(self.protocol, value)).collect();
-        if let Some(tree) = &mut self.tree {
-            tree.list(name, items, wrapped);
-        }
-    }
-
-    fn note_map<T: Content>(&mut self, name: &str, entries: &BTreeMap<String, T>) {
         self.open(name);
-        let values = entries.iter().map(|(key, value)| (key.clone(), to_json(self.protocol, value)));
-        let map: serde_json::Map<_, _> = values.collect();
-        if let Some(tree) = &mut self.tree {
-            tree.leaf(map.into());
+        if wrapped {
+            self.open("items");
+        }
+        self.note(Text::open_items);
+        for value in values {
+            self.note(Text::open_item);
+            value.write(self);
+            self.note(Text::close);
+        }
+        self.note(Text::close_items);
+        if wrapped {
+            self.close("items");
         }
         self.close(name);
     }
 
-    /// Writes a value that needs no escapes.
-    fn literal(&mut self, text: &str, value: impl FnOnce() -> serde_json::Value) {
-        match &mut self.tree {
-            Some(tree) => tree.leaf(value()),
+    fn note_map<T: Content>(&mut self, name: &str, entries: &BTreeMap<String, T>) {
+        self.open(name);
+        if entries.is_empty() {
+            self.note(|note| note.leaf(serde_json::Map::new()));
+        }
+        for (key, value) in entries {
+            self.note(|note| note.open_key(key));
+            value.write(self);
+            self.note(Text::close);
+        }
+        self.close(name);
+    }
+
+    fn note(&mut self, write: impl FnOnce(&mut Text)) {
+        if let Some(note) = &mut self.note {
+            write(note);
+        }
+    }
+
+    /// Writes a value that needs no escapes, `text` in XML.
+    fn literal(&mut self, text: &str, value: impl Serialize) {
+        match &mut self.note {
+            Some(note) => note.leaf(value),
             None => self.raw(text),
         }
     }
 
     fn open(&mut self, name: &str) {
-        if let Some(tree) = &mut self.tree {
-            return tree.open(name);
+        if let Some(note) = &mut self.note {
+            return note.open(name);
         }
         self.out.push(b"<");
         self.out.push(name.as_bytes());
@@ -255,8 +229,8 @@ impl Writer {
     }
 
     fn close(&mut self, name: &str) {
-        if let Some(tree) = &mut self.tree {
-            return tree.close();
+        if let Some(note) = &mut self.note {
+            return note.close();
         }
         self.out.push(b"</");
         self.out.push(name.as_bytes());
@@ -343,7 +317,7 @@ impl Content for String {
 
 impl Content for bool {
     fn write(&self, w: &mut Writer) {
-        w.literal(if *self { "true" } else { "false" }, || (*self).into());
+        w.literal(if *self { "true" } else { "false" }, self);
     }
 }
 
@@ -355,8 +329,8 @@ impl Content for i32 {
 
 impl Content for i64 {
     fn write(&self, w: &mut Writer) {
-        if let Some(tree) = &mut w.tree {
-            return tree.leaf((*self).into());
+        if let Some(note) = &mut w.note {
+            return note.leaf(self);
         }
         let mut digits = [0; 20];
         let mut at = digits.len();
@@ -381,9 +355,9 @@ impl Content for f64 {
     fn write(&self, w: &mut Writer) {
         if self.is_infinite() {
             let text = if *self > 0.0 { "Infinity" } else { "-Infinity" };
-            w.literal(text, || text.into());
+            w.literal(text, text);
         } else {
-            w.literal(&format!("{self:?}"), || (*self).into());
+            w.literal(&format!("{self:?}"), self);
         }
     }
 }
@@ -391,14 +365,14 @@ impl Content for f64 {
 impl Content for OffsetDateTime {
     fn write(&self, w: &mut Writer) {
         let text = timestamp::iso8601(*self, w.protocol == Protocol::Ec2);
-        w.literal(&text, || text.as_str().into());
+        w.literal(&text, &text);
     }
 }
 
 impl Content for Bytes {
     fn write(&self, w: &mut Writer) {
         let text = BASE64_STANDARD.encode(self);
-        w.literal(&text, || text.as_str().into());
+        w.literal(&text, &text);
     }
 }
 
@@ -437,9 +411,24 @@ where
             headers: HeaderMap::new(),
             content_type: CONTENT_TYPE,
             body: envelope(model, ctx, wrapper, &output),
-            noted: ctx.noted.then(|| to_json(model.protocol, &output)),
+            noted: ctx.noted.then(|| noted(model.protocol, ctx, &output)),
         })
     })
+}
+
+/// What was answered, for those who note it down. EC2's answers begin with the id of the request.
+fn noted<T: Content>(protocol: Protocol, ctx: &Context, output: &T) -> Box<RawValue> {
+    let note = Text::of(|note| {
+        if protocol == Protocol::Ec2 {
+            note.open("requestId");
+            note.leaf(&ctx.request_id);
+            note.close();
+        }
+        let mut w = Writer { out: Rope::new(), protocol, note: Some(std::mem::take(note)) };
+        output.write(&mut w);
+        *note = w.note.unwrap_or_default();
+    });
+    note.finish()
 }
 
 /// The content type of XML answers.
