@@ -227,7 +227,7 @@ where
 /// An answer's body, for those who note it down.
 pub(crate) fn noted(body: Rope) -> Box<RawValue> {
     let value: serde_json::Value = serde_json::from_slice(&body.into_bytes()).unwrap_or_default();
-    Text::of(|text| text.value(&value, Text::open)).finish()
+    Text::of(|text| text.value(&value)).finish()
 }
 
 /// The content type of a protocol's answers.

@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde::Serialize;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value as Json, json};
+use serde_json::{Map, Value as Json};
 
 use crate::schema::{Kind, Location, Operation, Part, Protocol, Shape, slots};
 use crate::timestamp;
@@ -75,7 +75,7 @@ const SECRETS: [&str; 19] = [
 /// a value of which nothing is written is null.
 #[derive(Debug, Default)]
 pub(crate) struct Text {
-    out: String,
+    out: Vec<u8>,
     /// The open values, the innermost last.
     open: Vec<Open>,
 }
@@ -107,7 +107,8 @@ impl Text {
 
     /// What was written; null if it is no JSON.
     pub(crate) fn finish(self) -> Box<RawValue> {
-        RawValue::from_string(self.out).unwrap_or_else(|error| {
+        let text = String::from_utf8(self.out).unwrap_or_default();
+        RawValue::from_string(text).unwrap_or_else(|error| {
             tracing::error!(%error, "what was noted of a request is no JSON");
             RawValue::NULL.to_owned()
         })
@@ -124,11 +125,11 @@ impl Text {
     /// Begins a member, which has this name.
     pub(crate) fn open_key(&mut self, name: &str) {
         if let Some(parent) = self.open.last_mut() {
-            self.out.push(if parent.holds == Holds::Members { ',' } else { '{' });
+            self.out.push(if parent.holds == Holds::Members { b',' } else { b'{' });
             parent.holds = Holds::Members;
         }
         self.push(name);
-        self.out.push(':');
+        self.out.push(b':');
         self.begin(SECRETS.contains(&name).then_some(self.out.len()));
     }
 
@@ -143,41 +144,48 @@ impl Text {
         self.hold_leaf();
     }
 
+    /// Writes the open value where nothing of it is written.
+    pub(crate) fn leaf_if_nothing(&mut self, value: impl Serialize) {
+        if self.open.last().is_some_and(|open| open.holds == Holds::Nothing) {
+            self.leaf(value);
+        }
+    }
+
     /// Begins to write the open value as a list.
     pub(crate) fn open_items(&mut self) {
-        self.out.push('[');
+        self.out.push(b'[');
     }
 
     /// Begins an item of the list.
     pub(crate) fn open_item(&mut self) {
-        if !self.out.ends_with('[') {
-            self.out.push(',');
+        if !self.out.ends_with(b"[") {
+            self.out.push(b',');
         }
         self.begin(None);
     }
 
     /// Ends the list.
     pub(crate) fn close_items(&mut self) {
-        self.out.push(']');
+        self.out.push(b']');
         self.hold_leaf();
     }
 
-    /// Writes the open value, whose members' names `name` begins.
-    pub(crate) fn value(&mut self, value: &Json, name: fn(&mut Self, &str)) {
+    /// Writes the open value, its names as names of the model.
+    pub(crate) fn value(&mut self, value: &Json) {
         match value {
-            Json::Object(members) if members.is_empty() => self.leaf(value),
             Json::Object(members) => {
                 for (key, member) in members {
-                    name(self, key);
-                    self.value(member, name);
+                    self.open(key);
+                    self.value(member);
                     self.close();
                 }
+                self.leaf_if_nothing(members);
             }
             Json::Array(items) => {
                 self.open_items();
                 for item in items {
                     self.open_item();
-                    self.value(item, name);
+                    self.value(item);
                     self.close();
                 }
                 self.close_items();
@@ -187,8 +195,12 @@ impl Text {
     }
 
     fn push(&mut self, value: impl Serialize) {
+        let begin = self.out.len();
         // Into memory, nothing fails that has a form in JSON.
-        self.out.push_str(&serde_json::to_string(&value).unwrap_or_else(|_| "null".to_owned()));
+        if serde_json::to_writer(&mut self.out, &value).is_err() {
+            self.out.truncate(begin);
+            self.out.extend_from_slice(b"null");
+        }
     }
 
     fn hold_leaf(&mut self) {
@@ -204,11 +216,11 @@ impl Text {
     fn end(&mut self) {
         let Some(ended) = self.open.pop() else { return };
         match ended.holds {
-            Holds::Nothing => self.out.push_str("null"),
+            Holds::Nothing => self.out.extend_from_slice(b"null"),
             Holds::Leaf => {}
-            Holds::Members => self.out.push('}'),
+            Holds::Members => self.out.push(b'}'),
         }
-        if let Some(begin) = ended.secret.filter(|begin| &self.out[*begin..] != "null") {
+        if let Some(begin) = ended.secret.filter(|begin| self.out[*begin..] != *b"null") {
             self.out.truncate(begin);
             self.push(REMOVED);
         }
@@ -250,54 +262,84 @@ pub(crate) fn is_answer_noted(operation: &Operation) -> bool {
 
 /// A request's input in the form of CloudTrail's `requestParameters`: null where there is none.
 pub(crate) fn request(protocol: Protocol, part: Part<'_>) -> Box<RawValue> {
-    match json_of(protocol, part.0, part.1) {
-        Json::Object(members) if members.is_empty() => RawValue::NULL.to_owned(),
-        value => Text::of(|text| text.value(&value, Text::open_key)).finish(),
-    }
+    let text = Text::of(|text| write(text, protocol, part.0, part.1));
+    if text.out == b"{}" { RawValue::NULL.to_owned() } else { text.finish() }
 }
 
-fn json_of(protocol: Protocol, shape: &'static Shape, value: &Value) -> Json {
+fn write(text: &mut Text, protocol: Protocol, shape: &'static Shape, value: &Value) {
     match (&shape.kind, value) {
         (Kind::Structure(members), Value::Structure(values)) => {
-            let mut object = Map::new();
             for ((member, shape), value) in slots(members).zip(values) {
                 // What is the body itself is data.
                 let Some(value) = value.as_ref().filter(|_| member.location != Location::Payload) else {
                     continue;
                 };
-                let json = json_of(protocol, shape, value);
-                match json {
-                    Json::Array(items) if items.is_empty() => {}
-                    Json::Array(items) if protocol == Protocol::Ec2 => {
-                        let (name, items) = ec2_list(member.name, items);
-                        object.insert(name, json!({ "items": items }));
+                match (&shape.kind, value) {
+                    (_, Value::List(values)) if values.is_empty() => {}
+                    (Kind::List(list), Value::List(values)) if protocol == Protocol::Ec2 => {
+                        let (set, item) = ec2_list(member.name);
+                        text.open(&set);
+                        text.open("items");
+                        write_list(text, protocol, list.member, values, Some(&item));
+                        text.close();
+                        text.close();
                     }
-                    json => drop(object.insert(lower_first(member.name).into_owned(), json)),
+                    _ => {
+                        text.open(member.name);
+                        write(text, protocol, shape, value);
+                        text.close();
+                    }
                 }
             }
-            object.into()
+            text.leaf_if_nothing(Map::new());
         }
-        (Kind::List(list), Value::List(values)) => {
-            values.iter().map(|value| json_of(protocol, list.member, value)).collect()
-        }
+        (Kind::List(list), Value::List(values)) => write_list(text, protocol, list.member, values, None),
         (Kind::Map(map), Value::Map(entries)) => {
-            let entries =
-                entries.iter().map(|(key, value)| (key.clone(), json_of(protocol, map.value, value)));
-            entries.collect::<Map<_, _>>().into()
+            for (key, value) in entries {
+                text.open_key(key);
+                write(text, protocol, map.value, value);
+                text.close();
+            }
+            text.leaf_if_nothing(Map::new());
         }
-        (_, Value::String(text)) => text.as_str().into(),
-        (_, Value::Integer(number)) => (*number).into(),
-        (_, Value::Double(number)) => (*number).into(),
-        (_, Value::Boolean(truth)) => (*truth).into(),
-        (_, Value::Timestamp(time)) => timestamp::iso8601(*time, false).into(),
-        (_, Value::Blob(bytes)) => BASE64_STANDARD.encode(bytes).into(),
-        (_, Value::Document(value)) => value.clone(),
-        _ => Json::Null,
+        (_, Value::String(value)) => text.leaf(value),
+        (_, Value::Integer(number)) => text.leaf(number),
+        (_, Value::Double(number)) => text.leaf(number),
+        (_, Value::Boolean(truth)) => text.leaf(truth),
+        (_, Value::Timestamp(time)) => text.leaf(timestamp::iso8601(*time, false)),
+        (_, Value::Blob(bytes)) => text.leaf(BASE64_STANDARD.encode(bytes)),
+        (_, Value::Document(value)) => text.leaf(value),
+        _ => {}
     }
 }
 
-/// A list as EC2's events have them: `InstanceIds` is `instancesSet` with items `{"instanceId": …}`, `Filters` is `filterSet`.
-fn ec2_list(member: &str, items: Vec<Json>) -> (String, Vec<Json>) {
+/// A list, whose scalars are members of this name of items of their own, if it is given.
+fn write_list(
+    text: &mut Text,
+    protocol: Protocol,
+    shape: &'static Shape,
+    values: &[Value],
+    scalar: Option<&str>,
+) {
+    let scalar = scalar.filter(|_| !matches!(shape.kind, Kind::Structure(_) | Kind::Map(_)));
+    text.open_items();
+    for value in values {
+        text.open_item();
+        if let Some(name) = scalar {
+            text.open(name);
+        }
+        write(text, protocol, shape, value);
+        if scalar.is_some() {
+            text.close();
+        }
+        text.close();
+    }
+    text.close_items();
+}
+
+/// What EC2's events call a list of this name, and its items where they are scalars: `InstanceIds` is `instancesSet` with items
+/// `{"instanceId": …}`, `Filters` is `filterSet`.
+fn ec2_list(member: &str) -> (String, String) {
     let name = lower_first(member);
     let stem = name.strip_suffix("Ids").or_else(|| name.strip_suffix('s')).unwrap_or(&name);
     let set = match member {
@@ -313,15 +355,13 @@ fn ec2_list(member: &str, items: Vec<Json>) -> (String, Vec<Json>) {
         _ if name.ends_with("Ids") => format!("{stem}Id"),
         _ => stem.to_owned(),
     };
-    let wrap = |value: Json| match value {
-        Json::Object(_) => value,
-        scalar => json!({ item.as_str(): scalar }),
-    };
-    (set, items.into_iter().map(wrap).collect())
+    (set, item)
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -335,7 +375,7 @@ mod tests {
             "Quoted": "\"[\n",
             "Number": 1.5,
         });
-        let noted = Text::of(|text| text.value(&value, Text::open)).finish();
+        let noted = Text::of(|text| text.value(&value)).finish();
         let expected = json!({
             "role": {"arn": "arn:r", "tags": [{"key": "a"}, "b", [], {}]},
             "_return": true,

@@ -89,8 +89,12 @@ impl Form {
 }
 
 fn decode(text: &[u8]) -> Result<String, Error> {
-    let spaced: Vec<u8> = text.iter().map(|&byte| if byte == b'+' { b' ' } else { byte }).collect();
-    let plain: Vec<u8> = percent_encoding::percent_decode(&spaced).collect();
+    let plain: Vec<u8> = if text.iter().any(|byte| matches!(byte, b'+' | b'%')) {
+        let spaced: Vec<u8> = text.iter().map(|&byte| if byte == b'+' { b' ' } else { byte }).collect();
+        percent_encoding::percent_decode(&spaced).collect()
+    } else {
+        text.to_vec()
+    };
     String::from_utf8(plain).map_err(|_| malformed("It is not UTF-8."))
 }
 
@@ -184,8 +188,7 @@ impl Decoder {
                 }
                 let mut values = Vec::with_capacity(children.len());
                 for (index, child) in indexed(children, path, list.wire)? {
-                    let values_path = index_path(path, list.wire, index);
-                    values.push(self.under(child, list.member, path, &values_path)?);
+                    values.push(self.under(child, list.member, path, &index_part(list.wire, index))?);
                 }
                 Ok(Value::List(values))
             }
@@ -196,7 +199,8 @@ impl Decoder {
                 }
                 let mut entries = BTreeMap::new();
                 for (index, child) in indexed(children, path, map.wire)? {
-                    let entry_path = index_path(path, map.wire, index);
+                    let entry_part = index_part(map.wire, index);
+                    let entry_path = join(path, &entry_part);
                     let mut entry = child.children(&entry_path)?;
                     let key = entry.remove(map.key_wire).ok_or_else(|| {
                         Error::new(
@@ -209,8 +213,7 @@ impl Decoder {
                     if let Some(other) = entry.keys().next() {
                         return Err(unknown(&join(&entry_path, other)));
                     }
-                    let value =
-                        self.under(value, map.value, path, &format!("{entry_path}.{}", map.value_wire))?;
+                    let value = self.under(value, map.value, path, &join(&entry_part, map.value_wire))?;
                     entries.insert(key, value);
                 }
                 Ok(Value::Map(entries))
@@ -227,11 +230,21 @@ impl Decoder {
         }
     }
 
-    /// Decodes a value whose path is not `path`.
-    fn under(&self, tree: Tree, shape: &'static Shape, path: &mut String, at: &str) -> Result<Value, Error> {
-        let outer = std::mem::replace(path, at.to_owned());
+    /// Decodes a value that is `part` of what `path` names.
+    fn under(
+        &self,
+        tree: Tree,
+        shape: &'static Shape,
+        path: &mut String,
+        part: &str,
+    ) -> Result<Value, Error> {
+        let outer = path.len();
+        if outer > 0 {
+            path.push('.');
+        }
+        path.push_str(part);
         let value = self.value(tree, shape, path);
-        *path = outer;
+        path.truncate(outer);
         value
     }
 
@@ -242,8 +255,7 @@ impl Decoder {
             let child = if children.is_empty() { None } else { children.remove(member.wire) };
             match (member.support, child) {
                 (Support::Yes(shape), Some(child)) => {
-                    let at = join(path, member.wire);
-                    values.push(Some(self.under(child, shape, path, &at)?));
+                    values.push(Some(self.under(child, shape, path, member.wire)?));
                 }
                 (Support::Yes(_), None) => values.push(None),
                 (_, None) => {}
@@ -290,8 +302,9 @@ fn indexed(children: BTreeMap<String, Tree>, path: &str, wire: &str) -> Result<B
         .collect()
 }
 
-fn index_path(path: &str, wire: &str, index: u32) -> String {
-    if wire.is_empty() { format!("{path}.{index}") } else { format!("{path}.{wire}.{index}") }
+/// The part of an item in a path.
+fn index_part(wire: &str, index: u32) -> String {
+    join(wire, &index.to_string())
 }
 
 /// Reads a scalar's text; an error gives the text back with what it should have been.

@@ -194,14 +194,12 @@ impl Writer {
 
     fn note_map<T: Content>(&mut self, name: &str, entries: &BTreeMap<String, T>) {
         self.open(name);
-        if entries.is_empty() {
-            self.note(|note| note.leaf(serde_json::Map::new()));
-        }
         for (key, value) in entries {
             self.note(|note| note.open_key(key));
             value.write(self);
             self.note(Text::close);
         }
+        self.note(|note| note.leaf_if_nothing(serde_json::Map::new()));
         self.close(name);
     }
 
