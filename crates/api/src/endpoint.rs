@@ -23,7 +23,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
-use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpStream};
@@ -32,7 +31,7 @@ use tokio::sync::mpsc;
 use tracing::Instrument;
 
 use crate::lobby::Lobby;
-use crate::note::{self, Event, Recorder};
+use crate::note::{self, Event, Noted, Recorder};
 use crate::query::{Form, clip};
 use crate::schema::{Kind, Operation, Part, Protocol, Route, ServiceModel, slots};
 use crate::sigv4::{Rejection, Signature};
@@ -457,11 +456,11 @@ struct Note<'a> {
     ctx: &'a Context,
     model: &'static ServiceModel,
     operation: &'static Operation,
-    request: Option<Box<RawValue>>,
+    request: Option<Noted>,
 }
 
 impl Note<'_> {
-    fn take(&mut self, response: Option<Box<RawValue>>, error: Option<&Error>) {
+    fn take(&mut self, response: Option<Noted>, error: Option<&Error>) {
         if let (Some(recorder), Some(request)) = (self.recorder, self.request.take()) {
             let (ctx, protocol) = (self.ctx, self.model.protocol);
             let read_only = note::is_read_only(self.operation);
@@ -667,11 +666,11 @@ fn check_version(model: &ServiceModel, version: Option<&str>) -> Result<(), Erro
 
 /// The operation of this name; none when AWS does not know it, an error when only haar does not.
 fn operation(model: &'static ServiceModel, name: &str) -> Option<Result<usize, Error>> {
-    if let Some(index) = model.operations.iter().position(|operation| operation.route.name == name) {
+    if let Ok(index) = model.operations.binary_search_by(|operation| operation.route.name.cmp(name)) {
         return Some(Ok(index));
     }
-    let missing = model.missing.iter().find(|route| route.name == name)?;
-    Some(Err(not_offered(model, missing)))
+    let missing = model.missing.binary_search_by(|route| route.name.cmp(name)).ok()?;
+    Some(Err(not_offered(model, &model.missing[missing])))
 }
 
 fn not_offered(model: &ServiceModel, route: &Route) -> Error {

@@ -9,11 +9,10 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::value::RawValue;
 use time::OffsetDateTime;
 
 use crate::body::Rope;
-use crate::note::Text;
+use crate::note::{Noted, Text};
 use crate::query::clip;
 use crate::schema::{self, Kind, Location, Member, Protocol, ServiceModel, Shape, Support};
 use crate::service::{self, Answer, Reply};
@@ -225,7 +224,7 @@ where
 }
 
 /// An answer's body, for those who note it down.
-pub(crate) fn noted(body: Rope) -> Box<RawValue> {
+pub(crate) fn noted(body: Rope) -> Noted {
     let value: serde_json::Value = serde_json::from_slice(&body.into_bytes()).unwrap_or_default();
     Text::of(|text| text.value(&value)).finish()
 }

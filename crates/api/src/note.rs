@@ -5,7 +5,6 @@ use std::borrow::Cow;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde::Serialize;
-use serde_json::value::RawValue;
 use serde_json::{Map, Value as Json};
 
 use crate::schema::{Kind, Location, Operation, Part, Protocol, Shape, slots};
@@ -29,11 +28,30 @@ pub struct Event<'a> {
     /// Whether the operation changes nothing.
     pub read_only: bool,
     /// What was asked for, in the form of CloudTrail, without secrets.
-    pub request: Box<RawValue>,
+    pub request: Noted,
     /// What was answered, in the form of CloudTrail, without secrets; none for what reads only and for errors.
-    pub response: Option<Box<RawValue>>,
+    pub response: Option<Noted>,
     /// The error that was answered.
     pub error: Option<&'a Error>,
+}
+
+/// A value as JSON text in the form of CloudTrail, without secrets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Noted(Vec<u8>);
+
+impl Noted {
+    /// The text.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// A value without names that CloudTrail writes otherwise, and without secrets.
+impl From<&Json> for Noted {
+    fn from(value: &Json) -> Self {
+        Noted(value.to_string().into_bytes())
+    }
 }
 
 /// Operations that move data. CloudTrail has them as data events, which nobody gets without asking, as there are many (EBS User
@@ -105,13 +123,9 @@ impl Text {
         text
     }
 
-    /// What was written; null if it is no JSON.
-    pub(crate) fn finish(self) -> Box<RawValue> {
-        let text = String::from_utf8(self.out).unwrap_or_default();
-        RawValue::from_string(text).unwrap_or_else(|error| {
-            tracing::error!(%error, "what was noted of a request is no JSON");
-            RawValue::NULL.to_owned()
-        })
+    /// What was written.
+    pub(crate) fn finish(self) -> Noted {
+        Noted(self.out)
     }
 
     /// Begins a member, which a name of the model has: as CloudTrail writes it, in lower case.
@@ -261,9 +275,9 @@ pub(crate) fn is_answer_noted(operation: &Operation) -> bool {
 }
 
 /// A request's input in the form of CloudTrail's `requestParameters`: null where there is none.
-pub(crate) fn request(protocol: Protocol, part: Part<'_>) -> Box<RawValue> {
-    let text = Text::of(|text| write(text, protocol, part.0, part.1));
-    if text.out == b"{}" { RawValue::NULL.to_owned() } else { text.finish() }
+pub(crate) fn request(protocol: Protocol, part: Part<'_>) -> Noted {
+    let noted = Text::of(|text| write(text, protocol, part.0, part.1)).finish();
+    if noted.0 == b"{}" { Noted(b"null".to_vec()) } else { noted }
 }
 
 fn write(text: &mut Text, protocol: Protocol, shape: &'static Shape, value: &Value) {
@@ -385,12 +399,12 @@ mod tests {
             "quoted": "\"[\n",
             "number": 1.5,
         });
-        assert_eq!(serde_json::from_str::<Json>(noted.get()).unwrap(), expected);
+        assert_eq!(serde_json::from_slice::<Json>(noted.as_bytes()).unwrap(), expected);
     }
 
     #[test]
     fn what_nothing_is_written_of_is_null() {
-        assert_eq!(Text::of(|_| ()).finish().get(), "null");
+        assert_eq!(Text::of(|_| ()).finish().as_bytes(), b"null");
         let member = Text::of(|text| {
             text.open("Member");
             text.close();
@@ -401,6 +415,6 @@ mod tests {
             text.close_items();
             text.close();
         });
-        assert_eq!(member.finish().get(), r#"{"member":null,"items":[null]}"#);
+        assert_eq!(member.finish().as_bytes(), br#"{"member":null,"items":[null]}"#);
     }
 }

@@ -4,9 +4,9 @@ use std::future::Future;
 use std::pin::Pin;
 
 use http::{HeaderMap, HeaderValue, StatusCode};
-use serde_json::value::RawValue;
 
 use crate::body::Rope;
+use crate::note::Noted;
 use crate::schema::ServiceModel;
 use crate::value::{FromValue, Value};
 use crate::{Context, Error};
@@ -35,7 +35,7 @@ pub struct Answer {
     /// The body.
     pub body: Rope,
     /// What was answered as CloudTrail would have it, without secrets, where the context asks for it.
-    pub noted: Option<Box<RawValue>>,
+    pub noted: Option<Noted>,
 }
 
 /// What generated code answers to an index beyond its table, which no endpoint asks for.

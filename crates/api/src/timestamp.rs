@@ -16,11 +16,34 @@ pub fn iso8601(time: OffsetDateTime, millis: bool) -> String {
     let time = time.to_offset(UtcOffset::UTC);
     let (year, month, day) = time.to_calendar_date();
     let (hour, minute, second, milli) = time.to_hms_milli();
-    let month = u8::from(month);
+    let mut text = String::with_capacity(24);
+    // Listings have thousands of them, for which formatting is slow.
+    digits(&mut text, year.unsigned_abs(), 4);
+    for (separator, part) in [('-', u8::from(month)), ('-', day), ('T', hour), (':', minute), (':', second)] {
+        text.push(separator);
+        digits(&mut text, part.into(), 2);
+    }
     if millis {
-        format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z")
-    } else {
-        format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+        text.push('.');
+        digits(&mut text, milli.into(), 3);
+    }
+    text.push('Z');
+    text
+}
+
+/// `20260101T000000Z`, the format of `X-Amz-Date`; in UTC.
+pub fn basic(time: OffsetDateTime) -> String {
+    let mut text = iso8601(time, false);
+    text.retain(|c| !matches!(c, '-' | ':'));
+    text
+}
+
+/// Writes a number with at least this many digits.
+fn digits(text: &mut String, number: u32, least: u32) {
+    let count = number.checked_ilog10().unwrap_or(0) + 1;
+    for place in (0..count.max(least)).rev() {
+        let digit = number / 10_u32.pow(place) % 10;
+        text.push(char::from(b'0' + digit as u8));
     }
 }
 

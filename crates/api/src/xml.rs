@@ -10,11 +10,10 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::Serialize;
-use serde_json::value::RawValue;
 use time::OffsetDateTime;
 
 use crate::body::Rope;
-use crate::note::Text;
+use crate::note::{Noted, Text};
 use crate::schema::{Protocol, ServiceModel};
 use crate::service::{self, Answer, Reply};
 use crate::timestamp;
@@ -415,7 +414,7 @@ where
 }
 
 /// What was answered, for those who note it down. EC2's answers begin with the id of the request.
-fn noted<T: Content>(protocol: Protocol, ctx: &Context, output: &T) -> Box<RawValue> {
+fn noted<T: Content>(protocol: Protocol, ctx: &Context, output: &T) -> Noted {
     let note = Text::of(|note| {
         if protocol == Protocol::Ec2 {
             note.open("requestId");

@@ -2,19 +2,21 @@
 
 use std::borrow::Cow;
 
-use haar_api::note::Event;
+use haar_api::note::{Event, Noted};
 use haar_api::schema::Protocol;
 use haar_api::timestamp::iso8601;
 use haar_api::{Error, Principal, PrincipalKind, SessionOrigin};
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 
-/// The record of an event.
-pub(crate) fn of(event: &Event<'_>) -> impl Serialize {
+/// The record of an event, one line.
+///
+/// # Errors
+/// What serde says; never, as all of it has a form in JSON.
+pub(crate) fn line(event: &Event<'_>) -> serde_json::Result<Vec<u8>> {
     let ctx = event.ctx;
-    Record {
+    let record = Record {
         event_version: "1.11",
-        user_identity: identity(&ctx.principal, ctx.operation, event.response.as_deref()),
+        user_identity: identity(&ctx.principal, ctx.operation, event.response.as_ref()),
         event_time: iso8601(ctx.now, false),
         event_source: format!("{}.amazonaws.com", ctx.service),
         event_name: ctx.operation,
@@ -23,8 +25,6 @@ pub(crate) fn of(event: &Event<'_>) -> impl Serialize {
         user_agent: ctx.user_agent.as_deref(),
         error_code: event.error.map(|error| code(error, event.protocol)),
         error_message: event.error.map(|error| error.message.as_str()),
-        request_parameters: &event.request,
-        response_elements: event.response.as_deref(),
         request_id: &ctx.request_id,
         event_id: haar_api::request_id(),
         read_only: event.read_only,
@@ -32,10 +32,21 @@ pub(crate) fn of(event: &Event<'_>) -> impl Serialize {
         management_event: true,
         recipient_account_id: &ctx.account,
         event_category: "Management",
-    }
+    };
+    let mut line = Vec::with_capacity(1024);
+    serde_json::to_writer(&mut line, &record)?;
+    // These are JSON already.
+    line.pop();
+    line.extend_from_slice(b",\"requestParameters\":");
+    line.extend_from_slice(event.request.as_bytes());
+    line.extend_from_slice(b",\"responseElements\":");
+    line.extend_from_slice(event.response.as_ref().map_or(b"null", Noted::as_bytes));
+    line.extend_from_slice(b"}\n");
+    Ok(line)
 }
 
-/// CloudTrail User Guide, "CloudTrail record contents for management, data, and network activity events".
+/// CloudTrail User Guide, "CloudTrail record contents for management, data, and network activity events", without
+/// `requestParameters` and `responseElements`.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Record<'a> {
@@ -53,8 +64,6 @@ struct Record<'a> {
     error_code: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error_message: Option<&'a str>,
-    request_parameters: &'a RawValue,
-    response_elements: Option<&'a RawValue>,
     #[serde(rename = "requestID")]
     request_id: &'a str,
     #[serde(rename = "eventID")]
@@ -136,7 +145,7 @@ fn code(error: &Error, protocol: Protocol) -> String {
     }
 }
 
-fn identity<'a>(principal: &'a Principal, operation: &str, response: Option<&RawValue>) -> Identity<'a> {
+fn identity<'a>(principal: &'a Principal, operation: &str, response: Option<&Noted>) -> Identity<'a> {
     let named = |kind| Identity {
         kind,
         principal_id: Some(principal.user_id.as_str().into()),
@@ -197,9 +206,9 @@ struct WebIdentity {
 }
 
 /// Whom the token is of is known once it was found good.
-fn web_identity<'a>(response: Option<&RawValue>) -> Identity<'a> {
+fn web_identity<'a>(response: Option<&Noted>) -> Identity<'a> {
     let mut identity = Identity { kind: "WebIdentityUser", ..Identity::default() };
-    let found = response.and_then(|response| serde_json::from_str::<WebIdentity>(response.get()).ok());
+    let found = response.and_then(|response| serde_json::from_slice::<WebIdentity>(response.as_bytes()).ok());
     if let Some(WebIdentity { provider, audience, subject_from_web_identity_token: subject }) = found {
         identity.principal_id = Some(format!("{provider}:{audience}:{subject}").into());
         identity.user_name = Some(subject.into());
@@ -235,11 +244,10 @@ mod tests {
     ) -> Value {
         let mut ctx = Context::new("123456789012", "eu-central-1");
         (ctx.principal, ctx.service, ctx.operation) = (principal, "sts", operation);
-        let raw = |value: &Value| RawValue::from_string(value.to_string()).unwrap();
-        let (request, response) = (raw(request), response.map(raw));
+        let (request, response) = (request.into(), response.map(Noted::from));
         let event =
             Event { ctx: &ctx, protocol: Protocol::Query, read_only: true, request, response, error: None };
-        serde_json::to_value(of(&event)).unwrap()
+        serde_json::from_slice(&line(&event).unwrap()).unwrap()
     }
 
     fn identity_of(kind: PrincipalKind, session: Option<Arc<Session>>) -> Value {

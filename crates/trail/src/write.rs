@@ -191,12 +191,13 @@ impl Log {
 
 impl Recorder for Trail {
     fn record(&self, event: Event<'_>) {
-        let mut line = Vec::with_capacity(1024);
-        if let Err(error) = serde_json::to_writer(&mut line, &record::of(&event)) {
-            tracing::error!(%error, "a request is answered without a record");
-            return;
-        }
-        line.push(b'\n');
+        let line = match record::line(&event) {
+            Ok(line) => line,
+            Err(error) => {
+                tracing::error!(%error, "a request is answered without a record");
+                return;
+            }
+        };
         let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let written = log.append(&line);
         let failed = written.is_err();

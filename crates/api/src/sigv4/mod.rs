@@ -12,7 +12,9 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, percent_encod
 use sha2::{Digest, Sha256};
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
-use time::{OffsetDateTime, PrimitiveDateTime, UtcOffset};
+use time::{OffsetDateTime, PrimitiveDateTime};
+
+use crate::timestamp;
 
 mod sign;
 mod verify;
@@ -103,7 +105,7 @@ impl Canonical<'_> {
 
     /// What is signed: algorithm, time, scope and the canonical request's hash.
     pub fn string_to_sign(&self, at: OffsetDateTime, scope: &Scope<'_>) -> String {
-        format!("{ALGORITHM}\n{}\n{scope}\n{}", format_basic(at), sha256_hex(&self.request()))
+        format!("{ALGORITHM}\n{}\n{scope}\n{}", timestamp::basic(at), sha256_hex(&self.request()))
     }
 
     /// The signature, in hexadecimal.
@@ -222,12 +224,4 @@ fn in_hex(digest: [u8; 32]) -> String {
 /// Reads a time in ISO 8601 basic format, in UTC.
 fn basic(text: &str) -> Option<OffsetDateTime> {
     PrimitiveDateTime::parse(text, BASIC).ok().map(PrimitiveDateTime::assume_utc)
-}
-
-/// A time in ISO 8601 basic format, in UTC.
-fn format_basic(at: OffsetDateTime) -> String {
-    let at = at.to_offset(UtcOffset::UTC);
-    let (year, month, day) = at.to_calendar_date();
-    let (hour, minute, second) = at.to_hms();
-    format!("{year:04}{:02}{day:02}T{hour:02}{minute:02}{second:02}Z", u8::from(month))
 }

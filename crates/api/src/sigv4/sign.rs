@@ -5,9 +5,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use percent_encoding::utf8_percent_encode;
 use time::OffsetDateTime;
 
+use crate::timestamp;
+
 use super::{
     ALGORITHM, Canonical, ENCODED, PathStyle, Scope, UNSIGNED_PAYLOAD, canonical_header, canonical_path,
-    format_basic, parse_query, sha256_hex,
+    parse_query, sha256_hex,
 };
 
 /// Headers that are not signed: those that a connection's two ends or what lies between them may change.
@@ -91,7 +93,7 @@ impl<'a> Signer<'a> {
     /// # Errors
     /// [`Unsignable::Host`] and [`Unsignable::Header`].
     pub fn sign(&self, request: &mut Parts, body: &[u8], at: OffsetDateTime) -> Result<(), Unsignable> {
-        let date = format_basic(at);
+        let date = timestamp::basic(at);
         request.headers.insert("x-amz-date", HeaderValue::from_str(&date)?);
         if let Some(token) = self.session_token {
             request.headers.insert("x-amz-security-token", HeaderValue::from_str(token)?);
@@ -119,7 +121,7 @@ impl<'a> Signer<'a> {
         at: OffsetDateTime,
         expires: u32,
     ) -> Result<(), Unsignable> {
-        let date = format_basic(at);
+        let date = timestamp::basic(at);
         let scope = Scope { day: &date[..8], region: self.region, service: self.service };
         let mut canonical = self.canonical(request, body)?;
         let mut parameters = vec![

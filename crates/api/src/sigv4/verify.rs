@@ -5,9 +5,11 @@ use http::{HeaderMap, header};
 use subtle::ConstantTimeEq;
 use time::{Duration, OffsetDateTime};
 
+use crate::timestamp;
+
 use super::{
     ALGORITHM, Canonical, PathStyle, Scope, TERMINATOR, UNSIGNED_PAYLOAD, basic, canonical_header,
-    canonical_path, format_basic, parse_query, sha256_hex,
+    canonical_path, parse_query, sha256_hex,
 };
 
 /// How far the clocks of client and server may differ.
@@ -210,7 +212,7 @@ impl Signature {
     }
 
     fn check_time(&self, now: OffsetDateTime) -> Result<(), Rejection> {
-        let at = format_basic(self.at);
+        let at = timestamp::basic(self.at);
         if !at.starts_with(&self.day) {
             return Err(Rejection::Mismatch(format!(
                 "Date in Credential scope does not match YYYYMMDD from ISO-8601 version of date from HTTP: '{}' != '{}', from '{at}'.",
@@ -218,17 +220,17 @@ impl Signature {
                 &at[..8]
             )));
         }
-        let clock = || format_basic(now);
+        let clock = || timestamp::basic(now);
         let good_for = self.expires.map_or(SKEW, Duration::seconds);
         if self.at - now > SKEW {
-            let limit = format_basic(now + SKEW);
+            let limit = timestamp::basic(now + SKEW);
             return Err(Rejection::Expired(format!(
                 "Signature not yet current: {at} is still later than {limit} ({} + 15 min.)",
                 clock()
             )));
         }
         if now - self.at > good_for {
-            let limit = format_basic(now - good_for);
+            let limit = timestamp::basic(now - good_for);
             let good_for = match self.expires {
                 None => "15 min.".to_owned(),
                 Some(seconds) => format!("{seconds} s"),

@@ -90,7 +90,7 @@ impl<T: Resource, C> Kind<T, C> {
     ) -> Result<(Vec<Entry<T>>, Option<String>)> {
         let found =
             if request.ids.is_empty() { None } else { Some(self.by_ids(ctx, snapshot, request.ids)?) };
-        self.page_among(handlers, ctx, snapshot, request, context, found, only)
+        self.page_among(handlers, ctx, snapshot, request, context, found.as_deref(), only)
     }
 
     /// As [`Self::page_where`], of the records `found`, which are sorted by id; without them, of all that the account has in
@@ -106,7 +106,7 @@ impl<T: Resource, C> Kind<T, C> {
         snapshot: &Snapshot,
         request: &Request<'_>,
         context: &C,
-        found: Option<Vec<Entry<T>>>,
+        found: Option<&[Entry<T>]>,
         only: impl Fn(&T) -> bool,
     ) -> Result<(Vec<Entry<T>>, Option<String>)> {
         let filters = parse(&self.filters, request.filters)?;
@@ -119,14 +119,14 @@ impl<T: Resource, C> Kind<T, C> {
                 handlers.paginator.page(ctx, &wanted)?
             }
         };
-        let found = found.or_else(|| self.candidates(ctx, snapshot, &filters));
         let matching = |record: &&Entry<T>| only(record) && filters.matches(record, context);
-        let (records, next) = match &found {
-            Some(found) => page.take(found.iter().filter(matching), |record| record.id()),
-            None => {
-                let all = snapshot.list_after(&ctx.account, &ctx.region, page.after().unwrap_or_default());
-                page.take(all.filter(matching), |record| record.id())
-            }
+        let (records, next) = if let Some(found) = found {
+            page.take(found.iter().filter(matching), |record| record.id())
+        } else if let Some(candidates) = self.candidates(ctx, snapshot, &filters) {
+            page.take(candidates.into_iter().filter(matching), |record| record.id())
+        } else {
+            let all = snapshot.list_after(&ctx.account, &ctx.region, page.after().unwrap_or_default());
+            page.take(all.filter(matching), |record| record.id())
         };
         Ok((records.into_iter().cloned().collect(), next))
     }
@@ -149,12 +149,12 @@ impl<T: Resource, C> Kind<T, C> {
     }
 
     /// Fewer records than all among which the matching ones are, sorted by id, if an index tells.
-    fn candidates(
+    fn candidates<'s>(
         &self,
         ctx: &Context,
-        snapshot: &Snapshot,
+        snapshot: &'s Snapshot,
         filters: &Filters<T, C>,
-    ) -> Option<Vec<Entry<T>>> {
+    ) -> Option<Vec<&'s Entry<T>>> {
         let values = |filter| match filter {
             TAG_FILTERS => filters
                 .tag_literals()
@@ -163,13 +163,14 @@ impl<T: Resource, C> Kind<T, C> {
         };
         let (values, index): (Vec<String>, _) =
             self.indexes.iter().find_map(|(filter, index)| Some((values(*filter)?, index)))?;
-        let mut found: Vec<Entry<T>> = values
+        let mut found: Vec<&Entry<T>> = values
             .iter()
             .flat_map(|value| snapshot.by_index(&ctx.account, &ctx.region, index, value))
-            .cloned()
             .collect();
-        found.sort_unstable_by(|a: &Entry<T>, b| a.id().cmp(b.id()));
-        found.dedup_by(|a, b| a.id() == b.id());
+        if values.len() > 1 {
+            found.sort_unstable_by(|a, b| a.id().cmp(b.id()));
+            found.dedup_by(|a, b| a.id() == b.id());
+        }
         Some(found)
     }
 }

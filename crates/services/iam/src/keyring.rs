@@ -355,8 +355,15 @@ impl Credentials for Keyring {
             _ => return,
         };
         let at = ctx.now.replace_nanosecond(0).unwrap_or(ctx.now);
+        let mut usage = self.lock_usage();
+        if let Some(known) = usage.get_mut(id)
+            && (&known.region, &*known.service) == (&ctx.region, ctx.service)
+        {
+            known.at = at;
+            return;
+        }
         let (region, service) = (ctx.region.clone(), ctx.service.to_owned());
-        self.lock_usage().insert(id.clone(), Usage { id: id.clone(), at, region, service });
+        usage.insert(id.clone(), Usage { id: id.clone(), at, region, service });
     }
 }
 

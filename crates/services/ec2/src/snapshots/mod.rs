@@ -233,7 +233,7 @@ pub async fn describe_snapshots(
         Request::new(&input.snapshot_ids, &input.filters, input.max_results, input.next_token.as_deref());
     let wanted = |found: &EbsSnapshot| !found.deleted && is_asked_for(ctx, &input, found);
     let (found, next_token) =
-        SNAPSHOTS.page_among(handlers, ctx, &records, &request, &(), candidates, wanted)?;
+        SNAPSHOTS.page_among(handlers, ctx, &records, &request, &(), candidates.as_deref(), wanted)?;
     Ok(model::DescribeSnapshotsResult {
         snapshots: found.iter().map(|found| to_api(found)).collect(),
         next_token,
