@@ -156,18 +156,20 @@ impl<T: Resource> Table<T> {
         })
     }
 
-    fn unindex(&mut self, record: &T) {
-        for (index, value) in record.indexes() {
-            let key = index_key(record.account(), record.region(), index, &value, record.id());
+    /// Takes a record out of its indexes, but for the values that are `kept`.
+    fn unindex(&mut self, record: &T, kept: &[(&'static str, String)]) {
+        for value in record.indexes().into_iter().filter(|value| !kept.contains(value)) {
+            let key = index_key(record.account(), record.region(), value.0, &value.1, record.id());
             self.indexes.remove(key.as_str());
         }
     }
 
     fn insert(&mut self, key: &Key, entry: &Entry<T>) {
+        let values = entry.indexes();
         if let Some(old) = self.records.insert(key.clone(), entry.clone()) {
-            self.unindex(&old);
+            self.unindex(&old, &values);
         }
-        for (index, value) in entry.indexes() {
+        for (index, value) in values {
             let key = index_key(entry.account(), entry.region(), index, &value, entry.id());
             self.indexes.insert(key.into(), entry.clone());
         }
@@ -211,7 +213,7 @@ impl<T: Resource> AnyTable for Table<T> {
 
     fn remove(&mut self, key: &Key) {
         if let Some(old) = self.records.remove(key) {
-            self.unindex(&old);
+            self.unindex(&old, &[]);
         }
     }
 

@@ -2,7 +2,8 @@
 
 use std::ops::RangeInclusive;
 
-use haar_api::Context;
+use haar_api::xml::Content;
+use haar_api::{Context, Encoded, EncodedItems};
 use haar_core::{FilterTable, Filters, Fingerprint, IdType, Page, PageRequest};
 use haar_store::{Entry, Resource, Snapshot};
 
@@ -173,6 +174,16 @@ impl<T: Resource, C> Kind<T, C> {
         }
         Some(found)
     }
+}
+
+/// Records as items of an answer, encoded some at a time, so that thousands are not all values at once.
+pub fn encoded<T, I: Content>(records: &[Entry<T>], to_api: impl Fn(&T) -> I) -> Vec<Encoded<I>> {
+    const AT_A_TIME: usize = 32;
+    let encode = |some: &[Entry<T>]| {
+        let items = EncodedItems::new("item", some.iter().map(|record| to_api(record)));
+        items.run(0..some.len())
+    };
+    records.chunks(AT_A_TIME).map(encode).collect()
 }
 
 /// Refuses `MaxResults` of a request that names what it asks for, for the operations that take one of both.

@@ -17,7 +17,7 @@ pub use status::{
     describe_volume_attribute, describe_volume_status, enable_volume_io, modify_volume_attribute,
 };
 
-use crate::describe::{BY_TAG, Kind, Request, ids_or_pages};
+use crate::describe::{BY_TAG, Kind, Request, encoded, ids_or_pages};
 use crate::error::Result;
 use crate::handlers::Handlers;
 use crate::{ids, model, tags, zones};
@@ -77,10 +77,7 @@ pub async fn describe_volumes(
     let request =
         Request::new(&input.volume_ids, &input.filters, input.max_results, input.next_token.as_deref());
     let (volumes, next_token) = VOLUMES.page(handlers, ctx, &snapshot, &request, &())?;
-    Ok(model::DescribeVolumesResult {
-        volumes: volumes.iter().map(|volume| to_api(volume)).collect(),
-        next_token,
-    })
+    Ok(model::DescribeVolumesResult { volumes: encoded(&volumes, to_api), next_token })
 }
 
 fn to_api(volume: &Volume) -> model::Volume {
