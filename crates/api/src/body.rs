@@ -28,10 +28,18 @@ impl Rope {
 
     /// Appends bytes.
     pub fn push(&mut self, bytes: &[u8]) {
-        if self.tail.len() + bytes.len() > self.tail.capacity() {
-            self.grow(bytes.len());
+        self.push_all([bytes]);
+    }
+
+    /// Appends several short pieces.
+    pub fn push_all<const N: usize>(&mut self, pieces: [&[u8]; N]) {
+        let length = pieces.iter().map(|piece| piece.len()).sum::<usize>();
+        if self.tail.len() + length > self.tail.capacity() {
+            self.grow(length);
         }
-        self.tail.extend_from_slice(bytes);
+        for piece in pieces {
+            self.tail.extend_from_slice(piece);
+        }
     }
 
     /// Appends a fragment, without copying it when it is long.

@@ -220,24 +220,18 @@ impl Writer {
         if let Some(note) = &mut self.note {
             return note.open(name);
         }
-        self.out.push(b"<");
-        self.out.push(name.as_bytes());
-        self.out.push(b">");
+        self.out.push_all([b"<", name.as_bytes(), b">"]);
     }
 
     fn close(&mut self, name: &str) {
         if let Some(note) = &mut self.note {
             return note.close();
         }
-        self.out.push(b"</");
-        self.out.push(name.as_bytes());
-        self.out.push(b">");
+        self.out.push_all([b"</", name.as_bytes(), b">"]);
     }
 
     fn empty(&mut self, name: &str) {
-        self.out.push(b"<");
-        self.out.push(name.as_bytes());
-        self.out.push(b"/>");
+        self.out.push_all([b"<", name.as_bytes(), b"/>"]);
     }
 }
 

@@ -66,24 +66,25 @@ pub struct Zone {
     pub id: String,
 }
 
+/// What the names of a region's zones end with.
+const LETTERS: [&str; 3] = ["a", "b", "c"];
+
 /// The availability zones of a region, in the order of their names. Every region has three.
 #[must_use]
 pub fn zones(region: &str) -> Vec<Zone> {
-    let prefix = zone_id_prefix(region);
-    ["a", "b", "c"]
-        .iter()
-        .enumerate()
-        .map(|(index, letter)| Zone {
-            name: format!("{region}{letter}"),
-            id: format!("{prefix}-az{}", index + 1),
-        })
-        .collect()
+    let named = |letter| {
+        let name = format!("{region}{letter}");
+        zone_id(region, &name).map(|id| Zone { name, id })
+    };
+    LETTERS.iter().filter_map(named).collect()
 }
 
 /// The id of the zone with this name, if the region has it.
 #[must_use]
 pub fn zone_id(region: &str, zone_name: &str) -> Option<String> {
-    zones(region).into_iter().find(|zone| zone.name == zone_name).map(|zone| zone.id)
+    let letter = zone_name.strip_prefix(region)?;
+    let index = LETTERS.iter().position(|known| *known == letter)?;
+    Some(format!("{}-az{}", zone_id_prefix(region), index + 1))
 }
 
 /// What the ids of a region's zones start with: the region's name with its directions shortened, as `apse2` for
