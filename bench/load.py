@@ -109,7 +109,7 @@ class Connection:
             self.socket = None
 
 
-def latency(port: int, request: bytes, *, seconds: float = 3, most: int = 2000, check=None) -> float:
+def latency(port: int, request: bytes, *, seconds: float = 3, check=None) -> float:
     """The median time of one call, in seconds: calls one after the other on one connection, the first not counted unless it
     took so long that warming up cannot matter."""
     connection = Connection(port)
@@ -123,7 +123,7 @@ def latency(port: int, request: bytes, *, seconds: float = 3, most: int = 2000, 
         return first
     times: list[float] = []
     begin = time.perf_counter()
-    while len(times) < most and (time.perf_counter() - begin < seconds or len(times) < 3):
+    while time.perf_counter() - begin < seconds or len(times) < 3:
         start = time.perf_counter()
         connection.exchange(request)
         times.append(time.perf_counter() - start)
