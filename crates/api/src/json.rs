@@ -12,7 +12,7 @@ use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqA
 use time::OffsetDateTime;
 
 use crate::body::Rope;
-use crate::note::{Noted, Text};
+use crate::note::Noted;
 use crate::query::clip;
 use crate::schema::{self, Kind, Location, Member, Protocol, ServiceModel, Shape, Support};
 use crate::service::{self, Answer, Reply};
@@ -226,7 +226,7 @@ where
 /// An answer's body, for those who note it down.
 pub(crate) fn noted(body: Rope) -> Noted {
     let value: serde_json::Value = serde_json::from_slice(&body.into_bytes()).unwrap_or_default();
-    Text::of(|text| text.value(&value)).finish()
+    Noted::from(&value)
 }
 
 /// The content type of a protocol's answers.

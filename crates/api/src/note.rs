@@ -47,10 +47,10 @@ impl Noted {
     }
 }
 
-/// A value without names that CloudTrail writes otherwise, and without secrets.
+/// A value whose names are the model's.
 impl From<&Json> for Noted {
     fn from(value: &Json) -> Self {
-        Noted(value.to_string().into_bytes())
+        Text::of(|text| text.value(value))
     }
 }
 
@@ -115,17 +115,12 @@ enum Holds {
 
 impl Text {
     /// The text of one value, which `write` writes.
-    pub(crate) fn of(write: impl FnOnce(&mut Self)) -> Self {
+    pub(crate) fn of(write: impl FnOnce(&mut Self)) -> Noted {
         let mut text = Self::default();
         text.begin(None);
         write(&mut text);
-        text.end();
-        text
-    }
-
-    /// What was written.
-    pub(crate) fn finish(self) -> Noted {
-        Noted(self.out)
+        text.close();
+        Noted(text.out)
     }
 
     /// Begins a member, which a name of the model has: as CloudTrail writes it, in lower case.
@@ -145,11 +140,6 @@ impl Text {
         self.push(name);
         self.out.push(b':');
         self.begin(SECRETS.contains(&name).then_some(self.out.len()));
-    }
-
-    /// Ends the member or item that was begun last.
-    pub(crate) fn close(&mut self) {
-        self.end();
     }
 
     /// Writes the open value.
@@ -185,7 +175,7 @@ impl Text {
     }
 
     /// Writes the open value, its names as names of the model.
-    pub(crate) fn value(&mut self, value: &Json) {
+    fn value(&mut self, value: &Json) {
         match value {
             Json::Object(members) => {
                 for (key, member) in members {
@@ -227,7 +217,8 @@ impl Text {
         self.open.push(Open { holds: Holds::Nothing, secret });
     }
 
-    fn end(&mut self) {
+    /// Ends the member or item that was begun last.
+    pub(crate) fn close(&mut self) {
         let Some(ended) = self.open.pop() else { return };
         match ended.holds {
             Holds::Nothing => self.out.extend_from_slice(b"null"),
@@ -276,7 +267,7 @@ pub(crate) fn is_answer_noted(operation: &Operation) -> bool {
 
 /// A request's input in the form of CloudTrail's `requestParameters`: null where there is none.
 pub(crate) fn request(protocol: Protocol, part: Part<'_>) -> Noted {
-    let noted = Text::of(|text| write(text, protocol, part.0, part.1)).finish();
+    let noted = Text::of(|text| write(text, protocol, part.0, part.1));
     if noted.0 == b"{}" { Noted(b"null".to_vec()) } else { noted }
 }
 
@@ -389,7 +380,7 @@ mod tests {
             "Quoted": "\"[\n",
             "Number": 1.5,
         });
-        let noted = Text::of(|text| text.value(&value)).finish();
+        let noted = Noted::from(&value);
         let expected = json!({
             "role": {"arn": "arn:r", "tags": [{"key": "a"}, "b", [], {}]},
             "_return": true,
@@ -404,7 +395,7 @@ mod tests {
 
     #[test]
     fn what_nothing_is_written_of_is_null() {
-        assert_eq!(Text::of(|_| ()).finish().as_bytes(), b"null");
+        assert_eq!(Text::of(|_| ()).as_bytes(), b"null");
         let member = Text::of(|text| {
             text.open("Member");
             text.close();
@@ -415,6 +406,6 @@ mod tests {
             text.close_items();
             text.close();
         });
-        assert_eq!(member.finish().as_bytes(), br#"{"member":null,"items":[null]}"#);
+        assert_eq!(member.as_bytes(), br#"{"member":null,"items":[null]}"#);
     }
 }

@@ -409,7 +409,7 @@ where
 
 /// What was answered, for those who note it down. EC2's answers begin with the id of the request.
 fn noted<T: Content>(protocol: Protocol, ctx: &Context, output: &T) -> Noted {
-    let note = Text::of(|note| {
+    Text::of(|note| {
         if protocol == Protocol::Ec2 {
             note.open("requestId");
             note.leaf(&ctx.request_id);
@@ -418,8 +418,7 @@ fn noted<T: Content>(protocol: Protocol, ctx: &Context, output: &T) -> Noted {
         let mut w = Writer { out: Rope::new(), protocol, note: Some(std::mem::take(note)) };
         output.write(&mut w);
         *note = w.note.unwrap_or_default();
-    });
-    note.finish()
+    })
 }
 
 /// The content type of XML answers.
