@@ -342,7 +342,7 @@ impl Bars {
         };
         let mark = if complete { "✓" } else { "✗" };
         let seconds = stage.begin.elapsed().as_secs_f32();
-        eprintln!("{mark} {:<24} {amount:>12} {seconds:>7.1} s", stage.name);
+        eprintln!("{mark} {:<32} {amount:>10} {seconds:>7.1} s", stage.name);
     }
 }
 
