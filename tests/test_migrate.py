@@ -579,9 +579,12 @@ def test_taken_back_from_a_daemon_that_is_gone(traveller, tmp_path):
         assert "no answer" in doubt["message"]
         assert state(source, guest.id) is None
         assert "only a guest that is being copied" in source.haar("migrate", "--cancel", doubt["id"], check=False).stderr
+        # The command looks from time to time, and must have seen the doubt before it is over.
+        told = command.stderr.readline()
+        assert f"haar migrate --take-back {doubt['id']}" in told, told
         source.haar("migrate", "--take-back", doubt["id"])
-        _, errors = command.communicate(timeout=30)
-        assert command.returncode != 0 and f"haar migrate --take-back {doubt['id']}" in errors, errors
+        errors = command.stderr.read()
+        assert command.wait(30) != 0
         assert "without a word of the daemon at" in errors
         assert "only a guest that is being handed over" in source.haar("migrate", "--take-back", doubt["id"], check=False).stderr
         start_again(target)
