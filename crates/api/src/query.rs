@@ -252,8 +252,7 @@ impl Decoder {
         let mut children = tree.children(path)?;
         let mut values: Vec<Option<Value>> = Vec::with_capacity(members.len());
         for member in members {
-            let child = if children.is_empty() { None } else { children.remove(member.wire) };
-            match (member.support, child) {
+            match (member.support, children.remove(member.wire)) {
                 (Support::Yes(shape), Some(child)) => {
                     values.push(Some(self.under(child, shape, path, member.wire)?));
                 }

@@ -48,10 +48,10 @@ impl PageError {
 }
 
 /// What a request says about its page.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct PageRequest<'a> {
-    /// Of the parameters that select what is listed: all but `MaxResults` and `NextToken`.
-    pub parameters: Fingerprint,
+    /// Of the parameters that select what is listed: all but `MaxResults` and `NextToken`. Taken where a token is read or made.
+    pub parameters: &'a dyn Fn() -> Fingerprint,
     /// `MaxResults`.
     pub max_results: Option<i32>,
     /// `NextToken`.
@@ -96,7 +96,7 @@ impl Paginator {
             mac.update(&(part.len() as u64).to_be_bytes());
             mac.update(part.as_bytes());
         }
-        mac.update(request.parameters.bytes());
+        mac.update((request.parameters)().bytes());
         let after = match request.next_token {
             None => None,
             Some(token) => {
@@ -150,7 +150,7 @@ struct Limit {
 
 impl Page {
     /// Everything that is listed: what a request with neither `MaxResults` nor `NextToken` asks for.
-    pub const WHOLE: Page = Page { after: None, limit: None };
+    const WHOLE: Page = Page { after: None, limit: None };
 
     /// The id behind which the page begins, if it is not the first.
     #[must_use]
@@ -197,7 +197,7 @@ mod tests {
     }
 
     fn request(max_results: Option<i32>, next_token: Option<&str>) -> PageRequest<'_> {
-        PageRequest { parameters: Fingerprint::of(&["x"]), max_results, next_token, limits: 2..=1000 }
+        PageRequest { parameters: &|| Fingerprint::of(&["x"]), max_results, next_token, limits: 2..=1000 }
     }
 
     #[allow(clippy::ptr_arg)] // What an iterator over strings yields.
@@ -260,7 +260,7 @@ mod tests {
         assert!(with(&|ctx, _| ctx.region = "us-east-1".into()).is_err());
         assert!(with(&|ctx, _| ctx.operation = "DescribeImages").is_err());
         assert!(with(&|ctx, _| (ctx.service, ctx.operation) = ("ec2D", "escribeVolumes")).is_err());
-        assert!(with(&|_, request| request.parameters = Fingerprint::of(&["y"])).is_err());
+        assert!(with(&|_, request| request.parameters = &|| Fingerprint::of(&["y"])).is_err());
         let other = Paginator { key: [8; 32] };
         assert!(other.page(&context(), &request(None, Some(&token))).is_err());
         for position in 0..token.len() {

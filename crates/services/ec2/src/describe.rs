@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use haar_api::xml::Content;
 use haar_api::{Context, Encoded, EncodedItems};
-use haar_core::{FilterTable, Filters, Fingerprint, IdType, Page, PageRequest};
+use haar_core::{FilterTable, Filters, Fingerprint, IdType, PageRequest};
 use haar_store::{Entry, Resource, Snapshot};
 
 use crate::error::{Result, combination};
@@ -111,15 +111,15 @@ impl<T: Resource, C> Kind<T, C> {
         only: impl Fn(&T) -> bool,
     ) -> Result<(Vec<Entry<T>>, Option<String>)> {
         let filters = parse(&self.filters, request.filters)?;
-        let page = match (request.max_results, request.next_token) {
-            // Most requests: there is nothing to tell this one's pages from another's by.
-            (None, None) => Page::WHOLE,
-            (max_results, next_token) => {
-                let parameters = Fingerprint::of(&(request.ids, filters.raw()));
-                let wanted = PageRequest { parameters, max_results, next_token, limits: PAGE };
-                handlers.paginator.page(ctx, &wanted)?
-            }
-        };
+        let page = handlers.paginator.page(
+            ctx,
+            &PageRequest {
+                parameters: &|| Fingerprint::of(&(request.ids, filters.raw())),
+                max_results: request.max_results,
+                next_token: request.next_token,
+                limits: PAGE,
+            },
+        )?;
         let matching = |record: &&Entry<T>| only(record) && filters.matches(record, context);
         let (records, next) = if let Some(found) = found {
             page.take(found.iter().filter(matching), |record| record.id())

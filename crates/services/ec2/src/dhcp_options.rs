@@ -51,7 +51,7 @@ pub async fn describe_dhcp_options(
     let page = handlers.paginator.page(
         ctx,
         &PageRequest {
-            parameters: Fingerprint::of(&(wanted, filters.raw())),
+            parameters: &|| Fingerprint::of(&(wanted, filters.raw())),
             max_results: input.max_results,
             next_token: input.next_token.as_deref(),
             limits: describe::PAGE,

@@ -132,7 +132,7 @@ pub async fn describe_instance_types(
     let page = handlers.paginator.page(
         ctx,
         &PageRequest {
-            parameters: Fingerprint::of(&(named, filters.raw())),
+            parameters: &|| Fingerprint::of(&(named, filters.raw())),
             max_results: input.max_results,
             next_token: input.next_token.as_deref(),
             limits: 5..=100,
@@ -273,7 +273,7 @@ pub async fn describe_instance_type_offerings(
     let page = handlers.paginator.page(
         ctx,
         &PageRequest {
-            parameters: Fingerprint::of(&(location_type.as_str(), filters.raw())),
+            parameters: &|| Fingerprint::of(&(location_type.as_str(), filters.raw())),
             max_results: input.max_results,
             next_token: input.next_token.as_deref(),
             limits: describe::PAGE,

@@ -298,7 +298,7 @@ pub async fn describe_tags(
     let page = handlers.paginator.page(
         ctx,
         &PageRequest {
-            parameters: Fingerprint::of(&filters.raw()),
+            parameters: &|| Fingerprint::of(&filters.raw()),
             max_results: input.max_results,
             next_token: input.next_token.as_deref(),
             limits: describe::PAGE,

@@ -90,7 +90,7 @@ impl model::Ssm for Handlers {
         let page = self.paginator.page(
             ctx,
             &PageRequest {
-                parameters: Fingerprint::of(&(&input.path, input.recursive)),
+                parameters: &|| Fingerprint::of(&(&input.path, input.recursive)),
                 max_results: input.max_results.or(Some(DEFAULT_PAGE)),
                 next_token: input.next_token.as_deref(),
                 limits: 1..=10,

@@ -127,11 +127,11 @@ pub async fn describe_images(
     let snapshot = handlers.store.snapshot();
     let filters = parse(&FILTERS, &input.filters)?;
     let flags = (&input.executable_users, input.include_deprecated, input.include_disabled);
-    let parameters = haar_core::Fingerprint::of(&(&input.image_ids, &input.owners, filters.raw(), flags));
+    let parameters = || haar_core::Fingerprint::of(&(&input.image_ids, &input.owners, filters.raw(), flags));
     let page = handlers.paginator.page(
         ctx,
         &haar_core::PageRequest {
-            parameters,
+            parameters: &parameters,
             max_results: input.max_results,
             next_token: input.next_token.as_deref(),
             limits: 1..=1000,

@@ -211,7 +211,7 @@ pub async fn describe_iam_instance_profile_associations(
     let page = handlers.paginator.page(
         ctx,
         &PageRequest {
-            parameters: Fingerprint::of(&(filters.raw(), &input.association_ids)),
+            parameters: &|| Fingerprint::of(&(filters.raw(), &input.association_ids)),
             max_results: input.max_results,
             next_token: input.next_token.as_deref(),
             limits: describe::PAGE,

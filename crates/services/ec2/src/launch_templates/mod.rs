@@ -232,7 +232,7 @@ pub async fn describe_launch_templates(
     let page = handlers.paginator.page(
         ctx,
         &PageRequest {
-            parameters: Fingerprint::of(&(ids, names, filters.raw())),
+            parameters: &|| Fingerprint::of(&(ids, names, filters.raw())),
             max_results: input.max_results,
             next_token: input.next_token.as_deref(),
             limits: PAGE,

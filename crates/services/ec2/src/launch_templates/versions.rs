@@ -214,11 +214,13 @@ pub async fn describe_launch_template_versions(
     let page = handlers.paginator.page(
         ctx,
         &PageRequest {
-            parameters: Fingerprint::of(&(
-                (&input.launch_template_id, &input.launch_template_name),
-                (&input.versions, range),
-                filters.raw(),
-            )),
+            parameters: &|| {
+                Fingerprint::of(&(
+                    (&input.launch_template_id, &input.launch_template_name),
+                    (&input.versions, range),
+                    filters.raw(),
+                ))
+            },
             max_results: input.max_results,
             next_token: input.next_token.as_deref(),
             limits: PAGE,

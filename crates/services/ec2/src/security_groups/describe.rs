@@ -147,7 +147,7 @@ pub async fn describe_security_group_rules(
     let page = handlers.paginator.page(
         ctx,
         &PageRequest {
-            parameters: Fingerprint::of(&(rule_ids, filters.raw())),
+            parameters: &|| Fingerprint::of(&(rule_ids, filters.raw())),
             max_results: input.max_results,
             next_token: input.next_token.as_deref(),
             limits: describe::PAGE,

@@ -137,7 +137,7 @@ pub(super) fn page<T>(
     id: impl Fn(&T) -> &str,
 ) -> Result<Page<T>> {
     let request = PageRequest {
-        parameters: Fingerprint::of(parameters),
+        parameters: &|| Fingerprint::of(parameters),
         max_results: Some(max_items.unwrap_or(PAGE)),
         next_token: marker,
         limits: 1..=1000,
