@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use haar_api::Context;
+use haar_api::timestamp::iso8601;
 use haar_core::{FilterTable, new_id};
 use haar_records::Tags;
 use haar_records::ec2::{
@@ -138,7 +139,7 @@ const KIND: Kind<NetworkInterface, Snapshot> = Kind {
         }),
         ("association.public-ip", |eni, _, probe| public_ip(eni).for_each(|ip| probe.display(ip))),
         ("attachment.attach-time", |eni, _, probe| {
-            let times = eni.attachment.iter().filter_map(|a| a.attach_time.format(&ATTACH_TIME).ok());
+            let times = eni.attachment.iter().map(|a| iso8601(a.attach_time, true));
             times.for_each(|time| probe.value(&time));
         }),
         ("attachment.attachment-id", |eni, _, probe| {
@@ -192,10 +193,6 @@ const KIND: Kind<NetworkInterface, Snapshot> = Kind {
         ("vpc-id", "vpc"),
     ],
 };
-
-/// How filters write the time of an attachment, as `2026-01-31T12:00:00.000Z`.
-const ATTACH_TIME: &[time::format_description::BorrowedFormatItem<'static>] =
-    time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
 
 fn public_ip(eni: &NetworkInterface) -> impl Iterator<Item = Ipv4Addr> {
     eni.public_address.iter().map(|address| address.ip)
@@ -325,7 +322,7 @@ mod tests {
         let public = launched(&handlers, "i-00000000000000001", true).await;
         launched(&handlers, "i-00000000000000002", false).await;
         let public_ip = public.public_address.as_ref().unwrap().ip;
-        let time = public.attachment.as_ref().unwrap().attach_time.format(&ATTACH_TIME).unwrap();
+        let time = iso8601(public.attachment.as_ref().unwrap().attach_time, true);
         for (name, value, expected) in [
             ("attachment.instance-id", "i-00000000000000001", 1),
             ("attachment.status", "attaching", 2),

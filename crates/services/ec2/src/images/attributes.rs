@@ -1,5 +1,6 @@
 //! `DescribeImageAttribute`, `ModifyImageAttribute` and `ResetImageAttribute`.
 
+use haar_api::timestamp::iso8601;
 use haar_api::{Context, Error};
 use haar_records::ec2::{Image, LaunchPermission};
 
@@ -37,7 +38,7 @@ pub async fn describe_image_attribute(
         Name::Description => answer.description = text(image.description.clone()),
         Name::ImdsSupport => answer.imds_support = text(image.imds_v2.then(|| "v2.0".to_owned())),
         Name::LastLaunchedTime => {
-            answer.last_launched_time = text(image.last_launched.and_then(describe::date));
+            answer.last_launched_time = text(image.last_launched.map(|at| iso8601(at, true)));
         }
         Name::LaunchPermission => answer.launch_permissions = launch_permissions(&image),
         // Attributes that no image has a value of.

@@ -1,6 +1,7 @@
 //! `DescribeImages`.
 
 use haar_api::Context;
+use haar_api::timestamp::iso8601;
 use haar_core::FilterTable;
 use haar_records::ec2::{DeregistrationProtection, Image, ImageBoot, ImageDevice, ImageState, VolumeType};
 use haar_store::{Entry, Snapshot};
@@ -11,14 +12,6 @@ use crate::describe::parse;
 use crate::error::Result;
 use crate::handlers::Handlers;
 use crate::{Scope, ids, model, tags};
-
-/// How the times of an image are written in filters and answers.
-const DATE: &[time::format_description::BorrowedFormatItem<'static>] =
-    time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
-
-pub(super) fn date(at: OffsetDateTime) -> Option<String> {
-    at.format(DATE).ok()
-}
 
 /// The devices of an image's instances. An image of the library has its root disk, which is no snapshot.
 fn devices(image: &Image) -> Vec<ImageDevice> {
@@ -60,7 +53,7 @@ const FILTERS: FilterTable<Image> = FilterTable::<Image>::new(&[
     ("boot-mode", |image, (), probe| {
         probe.values(boot_mode(&image.boot).as_ref().map(|mode| mode.as_str()));
     }),
-    ("creation-date", |image, (), probe| probe.values(date(image.creation_date).as_deref())),
+    ("creation-date", |image, (), probe| probe.value(&iso8601(image.creation_date, true))),
     ("description", |image, (), probe| probe.values(image.description.as_deref())),
     ("ena-support", |_, (), probe| probe.value("false")),
     ("free-tier-eligible", |_, (), probe| probe.value("false")),
@@ -199,7 +192,7 @@ fn to_api(ctx: &Context, image: &Image) -> model::Image {
         name: Some(image.name.clone()),
         description: image.description.clone(),
         architecture: Some(model::ArchitectureValues::X86_64),
-        creation_date: date(image.creation_date),
+        creation_date: Some(iso8601(image.creation_date, true)),
         owner_id: Some(image.owner.clone()),
         public: Some(image.is_public()),
         state: Some(match image.state {
@@ -225,9 +218,9 @@ fn to_api(ctx: &Context, image: &Image) -> model::Image {
         source_instance_id: image.source_instance_id.clone().filter(|_| own),
         source_image_id: image.copied_from.as_ref().map(|(id, _)| id.clone()),
         source_image_region: image.copied_from.as_ref().map(|(_, region)| region.clone()),
-        deprecation_time: image.deprecate_at.and_then(date),
+        deprecation_time: image.deprecate_at.map(|at| iso8601(at, true)),
         imds_support: image.imds_v2.then_some(model::ImdsSupportValues::V2_0),
-        last_launched_time: image.last_launched.filter(|_| own).and_then(date),
+        last_launched_time: image.last_launched.filter(|_| own).map(|at| iso8601(at, true)),
         deregistration_protection: Some(protection(image, ctx.now).to_owned()).filter(|_| own),
         // Tags are their owner's.
         tags: if own { tags::to_api(&image.tags) } else { Vec::new() },

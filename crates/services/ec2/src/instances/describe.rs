@@ -1,6 +1,7 @@
 //! DescribeInstances, DescribeInstanceStatus and what other operations answer with: records as the API shows them.
 
 use haar_api::Context;
+use haar_api::timestamp::iso8601;
 use haar_core::FilterTable;
 use haar_records::ec2::{
     Attachment, Image, Instance, InstanceState, NetworkInterface, PlacementGroup, SecurityGroup,
@@ -13,7 +14,7 @@ use super::{metadata_options, profiles};
 use crate::describe::{BY_TAG, Kind, Request, ids_or_pages};
 use crate::error::Result;
 use crate::handlers::Handlers;
-use crate::{dns, ids, images, model, network_interfaces, tags, volumes, zones};
+use crate::{dns, ids, images, model, network_interfaces, tags, zones};
 
 /// `InstanceState`.
 pub(super) fn state(state: InstanceState) -> model::InstanceState {
@@ -298,7 +299,7 @@ const INSTANCES: Kind<Instance, Snapshot> = Kind {
         ("block-device-mapping.attach-time", |i, snapshot, probe| {
             let volumes = snapshot.by_index::<Volume>(&i.account, &i.region, "instance", &i.id);
             let attachments = volumes.filter_map(|volume| volume.attachments.first().cloned());
-            attachments.for_each(|a| probe.values(a.attach_time.format(volumes::TIME).ok().as_deref()));
+            attachments.for_each(|a| probe.value(&iso8601(a.attach_time, true)));
         }),
         ("block-device-mapping.delete-on-termination", |i, _, probe| {
             i.spec.block_devices.iter().for_each(|device| probe.display(device.delete_on_termination));
@@ -368,7 +369,7 @@ const INSTANCES: Kind<Instance, Snapshot> = Kind {
         ("kernel-id", |_, _, _| ()),
         ("key-name", |i, _, probe| probe.values(i.spec.key_name.as_deref())),
         ("launch-index", |i, _, probe| probe.display(i.ami_launch_index)),
-        ("launch-time", |i, _, probe| probe.values(i.launch_time.format(volumes::TIME).ok().as_deref())),
+        ("launch-time", |i, _, probe| probe.value(&iso8601(i.launch_time, true))),
         ("maintenance-options.auto-recovery", |_, _, probe| probe.value("disabled")),
         ("metadata-options.http-endpoint", |i, _, probe| {
             probe.value(if i.spec.metadata_options.http_endpoint { "enabled" } else { "disabled" });
@@ -426,7 +427,7 @@ const INSTANCES: Kind<Instance, Snapshot> = Kind {
             found.for_each(|eni| eni.public_address.iter().for_each(|address| probe.display(address.ip)));
         }),
         ("network-interface.attachment.attach-time", |i, snapshot, probe| {
-            interfaces(i, snapshot).for_each(|eni| attachment(&eni, |a| probe.values(a.attach_time.format(volumes::TIME).ok().as_deref())));
+            interfaces(i, snapshot).for_each(|eni| attachment(&eni, |a| probe.value(&iso8601(a.attach_time, true))));
         }),
         ("network-interface.attachment.attachment-id", |i, snapshot, probe| {
             interfaces(i, snapshot).for_each(|eni| attachment(&eni, |a| probe.value(&a.id)));
@@ -556,7 +557,7 @@ const INSTANCES: Kind<Instance, Snapshot> = Kind {
         ("tenancy", |i, _, probe| probe.value(tenancy(i).as_str())),
         ("tpm-support", |_, _, _| ()),
         ("usage-operation", |_, _, probe| probe.value("RunInstances")),
-        ("usage-operation-update-time", |i, _, probe| probe.values(i.launch_time.format(volumes::TIME).ok().as_deref())),
+        ("usage-operation-update-time", |i, _, probe| probe.value(&iso8601(i.launch_time, true))),
         ("virtualization-type", |_, _, probe| probe.value("hvm")),
         ("vpc-id", |i, _, probe| probe.values(there(i).then_some(i.spec.vpc_id.as_str()))),
     ])

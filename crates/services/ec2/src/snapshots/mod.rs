@@ -3,6 +3,7 @@
 mod copy;
 mod sharing;
 
+use haar_api::timestamp::iso8601;
 use haar_api::{Context, Error};
 use haar_core::FilterTable;
 use haar_records::Tags;
@@ -31,7 +32,7 @@ const SNAPSHOTS: Kind<EbsSnapshot, ()> = Kind {
         ("progress", |snapshot, (), probe| probe.value(progress(snapshot))),
         ("snapshot-id", |snapshot, (), probe| probe.value(&snapshot.id)),
         ("start-time", |snapshot, (), probe| {
-            probe.values(snapshot.start_time.format(volumes::TIME).ok().as_deref());
+            probe.value(&iso8601(snapshot.start_time, true));
         }),
         ("status", |snapshot, (), probe| probe.value(snapshot.state.as_str())),
         ("storage-tier", |_, (), probe| probe.value("standard")),

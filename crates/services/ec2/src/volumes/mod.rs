@@ -5,6 +5,7 @@ mod create;
 mod modify;
 mod status;
 
+use haar_api::timestamp::iso8601;
 use haar_api::{Context, Error};
 use haar_core::FilterTable;
 use haar_records::ec2::{Encryption, Volume, VolumeAttachment, VolumeState};
@@ -26,9 +27,10 @@ const VOLUMES: Kind<Volume, ()> = Kind {
     id: ids::VOLUME,
     filters: FilterTable::<Volume>::new(&[
         ("attachment.attach-time", |volume, (), probe| {
-            let times =
-                volume.attachments.iter().filter_map(|attachment| attachment.attach_time.format(TIME).ok());
-            times.for_each(|time| probe.value(&time));
+            volume
+                .attachments
+                .iter()
+                .for_each(|attachment| probe.value(&iso8601(attachment.attach_time, true)));
         }),
         ("attachment.delete-on-termination", |volume, (), probe| {
             volume.attachments.iter().for_each(|attachment| probe.display(attachment.delete_on_termination));
@@ -46,7 +48,7 @@ const VOLUMES: Kind<Volume, ()> = Kind {
         ("availability-zone-id", |volume, (), probe| {
             probe.values(zones::zone_id(&volume.region, &volume.availability_zone).as_deref());
         }),
-        ("create-time", |volume, (), probe| probe.values(volume.create_time.format(TIME).ok().as_deref())),
+        ("create-time", |volume, (), probe| probe.value(&iso8601(volume.create_time, true))),
         ("encrypted", |volume, (), probe| probe.display(volume.encryption.is_some())),
         ("fast-restored", |_, (), _| ()),
         ("multi-attach-enabled", |_, (), probe| probe.value("false")),
@@ -61,10 +63,6 @@ const VOLUMES: Kind<Volume, ()> = Kind {
     .with_tags(|volume| &volume.tags),
     indexes: &[("attachment.instance-id", "instance"), BY_TAG],
 };
-
-/// How filters write times, as `2026-01-31T12:00:00.000Z`.
-pub(crate) const TIME: &[time::format_description::BorrowedFormatItem<'static>] =
-    time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
 
 /// `DescribeVolumes`.
 pub async fn describe_volumes(

@@ -1,5 +1,6 @@
 //! `ModifyVolume` and what has become of it.
 
+use haar_api::timestamp::iso8601;
 use haar_api::{Context, Error};
 use haar_core::FilterTable;
 use haar_records::ec2::{
@@ -8,7 +9,7 @@ use haar_records::ec2::{
 use haar_store::Tx;
 use time::{Duration, OffsetDateTime};
 
-use super::{TIME, by_id};
+use super::by_id;
 use crate::block_devices::{check_volume, record_type};
 use crate::describe::{Kind, Request, ids_or_pages};
 use crate::error::{Result, invalid_parameter, invalid_value, missing, unsupported};
@@ -79,7 +80,7 @@ fn counted(volume: &Volume, now: OffsetDateTime) -> Result<Vec<i64>> {
         // As soon as one fewer than the most is left.
         let first = times[times.len() - MODIFICATIONS_MOST];
         let next = OffsetDateTime::from_unix_timestamp(first).map(|time| time + MODIFICATIONS_WITHIN);
-        let next = next.ok().and_then(|time| time.format(TIME).ok()).unwrap_or_default();
+        let next = next.map(|time| iso8601(time, true)).unwrap_or_default();
         let message = format!(
             "You've reached the maximum modification rate per volume limit. The volume {} can be modified up to {MODIFICATIONS_MOST} times in 24 hours. Its next modification is possible at {next}.",
             volume.id
@@ -156,8 +157,7 @@ const MODIFICATIONS: Kind<Volume, ()> = Kind {
         }),
         ("originalMultiAttachEnabled", |_, (), probe| probe.value("false")),
         ("start-time", |volume, (), probe| {
-            let times = volume.modification.iter().filter_map(|m| m.start_time.format(TIME).ok());
-            times.for_each(|time| probe.value(&time));
+            volume.modification.iter().for_each(|m| probe.value(&iso8601(m.start_time, true)));
         }),
         ("target-iops", |volume, (), probe| {
             let iops = volume.modification.iter().filter_map(|m| m.target.iops);
@@ -303,7 +303,7 @@ mod tests {
         }
         let refused = modify(23).await.unwrap_err();
         assert_eq!(refused.code, "VolumeModificationRateExceeded");
-        let next = (begin + MODIFICATIONS_WITHIN).replace_nanosecond(0).unwrap().format(TIME).unwrap();
+        let next = iso8601((begin + MODIFICATIONS_WITHIN).replace_nanosecond(0).unwrap(), true);
         assert!(refused.message.contains(&next), "{}", refused.message);
         // The first is out of sight, and then the second.
         modify(24).await.unwrap();
