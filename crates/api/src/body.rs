@@ -10,7 +10,9 @@ use http_body::{Frame, SizeHint};
 
 /// Fragments shorter than this are copied into the running chunk; sending them one by one would cost more.
 const CHAIN_FROM: usize = 8 * 1024;
-/// A running chunk that has grown to this is closed, so that it never has to be moved to grow.
+/// The room that a running chunk begins with.
+const SHORT: usize = 1024;
+/// A running chunk that has grown to this is closed; the next one has as much room at once and never has to be moved to grow.
 const CHUNK: usize = 256 * 1024;
 
 /// Bytes that are written once and sent as they lie.
@@ -80,11 +82,12 @@ impl Rope {
 
     fn grow(&mut self, more: usize) {
         if self.tail.len() + more > CHUNK && !self.tail.is_empty() {
+            // What is long goes on as such.
             self.close_tail();
+            self.tail.reserve(CHUNK.max(more));
+        } else {
+            self.tail.reserve(more.max(SHORT));
         }
-        let wanted =
-            if self.chunks.is_empty() { (self.tail.len() + more).max(1024) } else { CHUNK.max(more) };
-        self.tail.reserve(wanted);
     }
 
     fn close_tail(&mut self) {

@@ -34,7 +34,7 @@ use crate::lobby::Lobby;
 use crate::note::{self, Event, Noted, Recorder};
 use crate::query::{Form, clip};
 use crate::schema::{Kind, Operation, Part, Protocol, Route, ServiceModel, slots};
-use crate::sigv4::{Rejection, Signature};
+use crate::sigv4::{Rejection, Secret, Signature};
 use crate::value::Value;
 use crate::workers::Workers;
 use crate::{
@@ -75,7 +75,7 @@ const MAX_ROUTE_BODY: usize = 1 << 20;
 #[derive(Clone)]
 pub struct AccessKey {
     /// The secret.
-    pub secret: String,
+    pub secret: Arc<Secret>,
     /// Who signs with it.
     pub principal: Principal,
 }
@@ -290,11 +290,12 @@ impl Endpoint {
     }
 
     /// The service that a request is signed for, and its signature.
-    fn identify(&self, parts: &Parts) -> Result<(&Arc<dyn Service>, Signature), Unidentified> {
+    fn identify<'p>(&self, parts: &'p Parts) -> Result<(&Arc<dyn Service>, Signature<'p>), Unidentified> {
         let signature = Signature::of(parts).map_err(Unidentified::Unsigned)?;
-        match self.services.get(signature.service.as_str()) {
+        let name = signature.scope().service;
+        match self.services.get(name) {
             Some(service) => Ok((service, signature)),
-            None => Err(Unidentified::NoService(signature.service)),
+            None => Err(Unidentified::NoService(name.to_owned())),
         }
     }
 
@@ -347,7 +348,7 @@ impl Endpoint {
 
     async fn call(
         &self,
-        (service, signature): (&Arc<dyn Service>, Signature),
+        (service, signature): (&Arc<dyn Service>, Signature<'_>),
         parts: &Parts,
         body: Incoming,
         peer: IpAddr,
@@ -357,14 +358,15 @@ impl Endpoint {
         let now = OffsetDateTime::now_utc();
         let key = self.key(&signature, model.protocol, now)?;
         let body = read(parts, body, model.max_body).await?;
-        let verified = if self.regions.contains(&signature.region.as_str()) {
+        let region = signature.scope().region;
+        let verified = if self.regions.contains(&region) {
             signature.verify(&key.secret, parts, &body, now)
         } else {
             Err(Rejection::Mismatch("Credential should be scoped to a valid region.".to_owned()))
         };
         verified.map_err(|rejection| unauthorized(rejection, model.protocol))?;
 
-        let caller = Caller { principal: key.principal, region: signature.region, now };
+        let caller = Caller { principal: key.principal, region: region.to_owned(), now };
         self.dispatch(service, caller, parts, body, peer, id).await
     }
 
@@ -437,12 +439,12 @@ impl Endpoint {
     /// The key that a request is signed with.
     fn key(
         &self,
-        signature: &Signature,
+        signature: &Signature<'_>,
         protocol: Protocol,
         now: OffsetDateTime,
     ) -> Result<AccessKey, Error> {
         let found =
-            self.credentials.lookup(&signature.access_key_id, signature.session_token.as_deref(), now);
+            self.credentials.lookup(signature.access_key_id(), signature.session_token.as_deref(), now);
         found.map_err(|error| match error {
             KeyError::Unknown => invalid_key(protocol),
             KeyError::Expired => expired_token(protocol),
@@ -583,7 +585,7 @@ impl Unidentified {
 }
 
 /// The parameters of a request of the form protocols: those of the query string, without the signature's, and the body's.
-fn form(parts: &Parts, body: &[u8]) -> Result<Form, Error> {
+fn form<'a>(parts: &'a Parts, body: &'a [u8]) -> Result<Form<'a>, Error> {
     let mut form = Form::parse(parts.uri.query().unwrap_or_default().as_bytes())?;
     form.remove(SIGNATURE_PARAMETERS);
     form.extend(body)?;
@@ -613,12 +615,12 @@ pub fn decode(model: &'static ServiceModel, parts: &Parts, body: Bytes) -> Resul
         Protocol::Ec2 | Protocol::Query => {
             let form = form(parts, &body)?;
             check_version(model, form.get("Version"))?;
-            let action = form.get("Action").filter(|action| !action.is_empty()).map(str::to_owned);
+            let action = form.get("Action").filter(|action| !action.is_empty());
             let action = action.ok_or_else(|| {
                 Error::new("MissingAction", "The request must contain the parameter Action")
             })?;
-            let index = operation(model, &action).ok_or_else(|| {
-                let message = format!("The action {} is not valid for this web service.", clip(&action));
+            let index = operation(model, action).ok_or_else(|| {
+                let message = format!("The action {} is not valid for this web service.", clip(action));
                 Error::new("InvalidAction", message)
             })??;
             (index, form.into_value(model.operations[index].input, unsupported)?)

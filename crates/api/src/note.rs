@@ -1,7 +1,5 @@
 //! What is noted down of the requests that were answered, for an audit trail.
 
-use std::borrow::Cow;
-
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde::Serialize;
@@ -128,18 +126,43 @@ impl Text {
         if name == "return" {
             return self.open_key("_return");
         }
-        self.open_key(&lower_first(name));
+        self.open_longer(name, "");
+    }
+
+    /// As [`Self::open`], with something appended to the name.
+    fn open_longer(&mut self, name: &str, more: &str) {
+        let begin = self.begin_key(name);
+        self.out[begin].make_ascii_lowercase();
+        if !more.is_empty() {
+            self.out.pop();
+            self.out.extend_from_slice(more.as_bytes());
+            self.out.push(b'"');
+        }
+        self.end_key(begin);
     }
 
     /// Begins a member, which has this name.
     pub(crate) fn open_key(&mut self, name: &str) {
+        let begin = self.begin_key(name);
+        self.end_key(begin);
+    }
+
+    /// Writes a member's name in quotes; where it begins.
+    fn begin_key(&mut self, name: &str) -> usize {
         if let Some(parent) = self.open.last_mut() {
             self.out.push(if parent.holds == Holds::Members { b',' } else { b'{' });
             parent.holds = Holds::Members;
         }
+        let quote = self.out.len();
         self.push(name);
+        quote + 1
+    }
+
+    fn end_key(&mut self, begin: usize) {
+        let name = &self.out[begin..self.out.len() - 1];
+        let is_secret = SECRETS.iter().any(|secret| secret.as_bytes() == name);
         self.out.push(b':');
-        self.begin(SECRETS.contains(&name).then_some(self.out.len()));
+        self.begin(is_secret.then_some(self.out.len()));
     }
 
     /// Writes the open value.
@@ -232,19 +255,6 @@ impl Text {
     }
 }
 
-/// A name of the model as CloudTrail writes it.
-fn lower_first(name: &str) -> Cow<'_, str> {
-    match name.chars().next() {
-        Some(first) if first.is_ascii_uppercase() => {
-            let mut lower = String::with_capacity(name.len());
-            lower.push(first.to_ascii_lowercase());
-            lower.push_str(&name[1..]);
-            lower.into()
-        }
-        _ => name.into(),
-    }
-}
-
 /// Whether an operation is recorded: one that manages.
 pub(crate) fn is_recorded(service: &str, operation: &Operation) -> bool {
     !DATA.contains(&(service, operation.route.name))
@@ -283,9 +293,9 @@ fn write(text: &mut Text, protocol: Protocol, shape: &'static Shape, value: &Val
                     (_, Value::List(values)) if values.is_empty() => {}
                     (Kind::List(list), Value::List(values)) if protocol == Protocol::Ec2 => {
                         let (set, item) = ec2_list(member.name);
-                        text.open(&set);
+                        text.open_longer(set, "Set");
                         text.open("items");
-                        write_list(text, protocol, list.member, values, Some(&item));
+                        write_list(text, protocol, list.member, values, Some(item));
                         text.close();
                         text.close();
                     }
@@ -318,20 +328,20 @@ fn write(text: &mut Text, protocol: Protocol, shape: &'static Shape, value: &Val
     }
 }
 
-/// A list, whose scalars are members of this name of items of their own, if it is given.
+/// A list, whose scalars are members of this name, in two parts, of items of their own, if it is given.
 fn write_list(
     text: &mut Text,
     protocol: Protocol,
     shape: &'static Shape,
     values: &[Value],
-    scalar: Option<&str>,
+    scalar: Option<(&str, &str)>,
 ) {
     let scalar = scalar.filter(|_| !matches!(shape.kind, Kind::Structure(_) | Kind::Map(_)));
     text.open_items();
     for value in values {
         text.open_item();
-        if let Some(name) = scalar {
-            text.open(name);
+        if let Some((name, more)) = scalar {
+            text.open_longer(name, more);
         }
         write(text, protocol, shape, value);
         if scalar.is_some() {
@@ -342,25 +352,17 @@ fn write_list(
     text.close_items();
 }
 
-/// What EC2's events call a list of this name, and its items where they are scalars: `InstanceIds` is `instancesSet` with items
-/// `{"instanceId": …}`, `Filters` is `filterSet`.
-fn ec2_list(member: &str) -> (String, String) {
-    let name = lower_first(member);
-    let stem = name.strip_suffix("Ids").or_else(|| name.strip_suffix('s')).unwrap_or(&name);
-    let set = match member {
-        "InstanceIds" => "instancesSet".to_owned(),
-        "Resources" => "resourcesSet".to_owned(),
-        "SecurityGroupIds" => "groupSet".to_owned(),
-        _ => format!("{stem}Set"),
-    };
-    let item = match member {
-        "Resources" => "resourceId".to_owned(),
-        "SecurityGroupIds" => "groupId".to_owned(),
-        "Values" => "value".to_owned(),
-        _ if name.ends_with("Ids") => format!("{stem}Id"),
-        _ => stem.to_owned(),
-    };
-    (set, item)
+/// What EC2's events call a list of this name, without `Set`, and its items where they are scalars, in two parts: `InstanceIds` is
+/// `instancesSet` with items `{"instanceId": …}`, `Filters` is `filterSet`.
+fn ec2_list(member: &str) -> (&str, (&str, &str)) {
+    let ids = member.strip_suffix("Ids");
+    let stem = ids.or_else(|| member.strip_suffix('s')).unwrap_or(member);
+    match member {
+        "InstanceIds" => ("instances", (stem, "Id")),
+        "Resources" => ("resources", ("resource", "Id")),
+        "SecurityGroupIds" => ("group", ("group", "Id")),
+        _ => (stem, (stem, if ids.is_some() { "Id" } else { "" })),
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Requests of the `ec2` and `query` protocols: forms whose keys are paths (`Filter.1.Value.2`).
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use base64::Engine as _;
@@ -13,8 +14,6 @@ use crate::value::Value;
 
 /// The greatest number of parameters of a request.
 const MAX_PARAMETERS: usize = 20_000;
-/// The greatest number of different parts of all keys together: each takes memory of its own.
-const MAX_NODES: usize = 2 * MAX_PARAMETERS;
 /// The greatest number of parts of a key. The deepest of the EC2 model has twelve.
 const MAX_DEPTH: usize = 32;
 
@@ -26,20 +25,23 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
         .with_decode_allow_trailing_bits(true),
 );
 
+/// A parameter: its key and its value.
+type Parameter<'a> = (Cow<'a, str>, Cow<'a, str>);
+
 /// The parameters of a request, in the order in which they came.
 #[derive(Debug, Default)]
-pub(crate) struct Form(Vec<(String, String)>);
+pub(crate) struct Form<'a>(Vec<Parameter<'a>>);
 
-impl Form {
+impl<'a> Form<'a> {
     /// Reads `application/x-www-form-urlencoded` text.
-    pub(crate) fn parse(text: &[u8]) -> Result<Self, Error> {
+    pub(crate) fn parse(text: &'a [u8]) -> Result<Self, Error> {
         let mut form = Form::default();
         form.extend(text)?;
         Ok(form)
     }
 
     /// Adds the parameters of another such text.
-    pub(crate) fn extend(&mut self, text: &[u8]) -> Result<(), Error> {
+    pub(crate) fn extend(&mut self, text: &'a [u8]) -> Result<(), Error> {
         let pairs = &mut self.0;
         for pair in text.split(|&byte| byte == b'&').filter(|pair| !pair.is_empty()) {
             if pairs.len() == MAX_PARAMETERS {
@@ -63,12 +65,12 @@ impl Form {
 
     /// Drops the parameters of these names.
     pub(crate) fn remove(&mut self, names: &[&str]) {
-        self.0.retain(|(key, _)| !names.contains(&key.as_str()));
+        self.0.retain(|(key, _)| !names.contains(&&**key));
     }
 
     /// The value of the first parameter of that name.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| &**value)
     }
 
     /// Decodes the parameters as a structure.
@@ -76,26 +78,32 @@ impl Form {
     /// # Errors
     /// `MalformedQueryString`, `UnknownParameter`, `InvalidParameterValue`, or `unsupported` for a parameter of AWS that
     /// haar does not honour.
-    pub(crate) fn into_value(self, shape: &'static Shape, unsupported: &'static str) -> Result<Value, Error> {
-        let mut tree = Tree::default();
-        let mut nodes = 0;
-        for (key, value) in self.0 {
-            if !matches!(key.as_str(), "Action" | "Version") {
-                tree.insert(&key, value, &mut nodes)?;
-            }
+    pub(crate) fn into_value(
+        mut self,
+        shape: &'static Shape,
+        unsupported: &'static str,
+    ) -> Result<Value, Error> {
+        self.remove(&["Action", "Version"]);
+        let mut parameters = self.0;
+        if parameters.iter().any(|(key, _)| key.split('.').nth(MAX_DEPTH).is_some()) {
+            return Err(malformed(&format!("A parameter has more than {MAX_DEPTH} parts.")));
         }
-        Decoder { unsupported }.value(tree, shape, &mut String::new())
+        parameters.sort_by(|(one, _), (other, _)| one.split('.').cmp(other.split('.')));
+        if let Some(twice) = parameters.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            return Err(repeated(&twice[0].0));
+        }
+        Decoder { unsupported }.value(Node { parameters: &parameters, rest: 0 }, shape)
     }
 }
 
-fn decode(text: &[u8]) -> Result<String, Error> {
-    let plain: Vec<u8> = if text.iter().any(|byte| matches!(byte, b'+' | b'%')) {
-        let spaced: Vec<u8> = text.iter().map(|&byte| if byte == b'+' { b' ' } else { byte }).collect();
-        percent_encoding::percent_decode(&spaced).collect()
-    } else {
-        text.to_vec()
-    };
-    String::from_utf8(plain).map_err(|_| malformed("It is not UTF-8."))
+fn decode(text: &[u8]) -> Result<Cow<'_, str>, Error> {
+    let not_text = "It is not UTF-8.";
+    if !text.iter().any(|byte| matches!(byte, b'+' | b'%')) {
+        return std::str::from_utf8(text).map(Cow::Borrowed).map_err(|_| malformed(not_text));
+    }
+    let spaced: Vec<u8> = text.iter().map(|&byte| if byte == b'+' { b' ' } else { byte }).collect();
+    let plain = percent_encoding::percent_decode(&spaced).collect();
+    String::from_utf8(plain).map(Cow::Owned).map_err(|_| malformed(not_text))
 }
 
 fn malformed(reason: &str) -> Error {
@@ -106,52 +114,101 @@ fn repeated(key: &str) -> Error {
     malformed(&format!("The parameter {} is given more than once.", clip(key)))
 }
 
-/// Parameters by the parts of their keys.
-#[derive(Debug, Default)]
-struct Tree {
-    text: Option<String>,
-    children: BTreeMap<String, Tree>,
+/// Parameters whose keys begin with the same parts, sorted by the parts that follow. There is one at least, but where a request
+/// has none.
+#[derive(Clone, Copy)]
+struct Node<'p> {
+    parameters: &'p [Parameter<'p>],
+    /// Where the parts that follow begin in every key.
+    rest: usize,
 }
 
-impl Tree {
-    fn insert(&mut self, key: &str, value: String, nodes: &mut usize) -> Result<(), Error> {
-        let mut node = self;
-        for (depth, part) in key.split('.').enumerate() {
-            if depth == MAX_DEPTH {
-                return Err(malformed(&format!("A parameter has more than {MAX_DEPTH} parts.")));
-            }
-            // Most parts are there already: look before making the owned key that `entry` needs.
-            if !node.children.contains_key(part) {
-                *nodes += 1;
-                if *nodes > MAX_NODES {
-                    return Err(malformed("Its parameters have too many parts."));
-                }
-                node.children.insert(part.to_owned(), Tree::default());
-            }
-            node = node.children.get_mut(part).ok_or_else(|| Error::internal("A parameter was lost."))?;
+impl<'p> Node<'p> {
+    /// The parts that the keys have in common.
+    fn path(self) -> &'p str {
+        self.parameters.first().map_or("", |(key, _)| &key[..self.rest.saturating_sub(1)])
+    }
+
+    /// The last of these parts.
+    fn part(self) -> &'p str {
+        let path = self.path();
+        path.rsplit_once('.').map_or(path, |(_, part)| part)
+    }
+
+    /// The parameter that has no more parts, and the others by their next part.
+    fn split(self) -> (Option<&'p str>, Children<'p>) {
+        let Node { parameters, rest } = self;
+        match parameters {
+            [(key, text), parameters @ ..] if key.len() < rest => (Some(text), Children { parameters, rest }),
+            _ => (None, Children { parameters, rest }),
         }
-        if node.text.is_some() {
-            return Err(repeated(key));
-        }
-        node.text = Some(value);
-        Ok(())
     }
 
     /// The text of a scalar.
-    fn scalar(self, path: &str) -> Result<String, Error> {
-        match (self.text, self.children.into_iter().next()) {
-            (Some(text), None) => Ok(text),
-            (_, Some((child, _))) => Err(unknown(&join(path, &child))),
-            (None, None) => Ok(String::new()),
+    fn scalar(self) -> Result<&'p str, Error> {
+        let (text, mut children) = self.split();
+        match children.next() {
+            Some(child) => Err(unknown(child.path())),
+            None => Ok(text.unwrap_or_default()),
         }
     }
 
     /// The children of a structure, list or map. The empty text stands for an empty one (botocore's `query` lists).
-    fn children(self, path: &str) -> Result<BTreeMap<String, Tree>, Error> {
-        match self.text {
-            Some(text) if !text.is_empty() || !self.children.is_empty() => Err(unknown(path)),
-            _ => Ok(self.children),
+    fn children(self) -> Result<Children<'p>, Error> {
+        let (text, children) = self.split();
+        match text {
+            Some(text) if !text.is_empty() || !children.parameters.is_empty() => Err(unknown(self.path())),
+            _ => Ok(children),
         }
+    }
+
+    /// The items of a list or map in the order of their indices, which may have gaps. `wire` is the part that stands before
+    /// the indices (`member`, `entry`), if there is one.
+    fn items(self, wire: &str) -> Result<Vec<(u32, Node<'p>)>, Error> {
+        let mut children = self.children()?;
+        if !wire.is_empty() {
+            let mut inner = None;
+            for child in children.by_ref() {
+                match child.part() == wire {
+                    true => inner = Some(child),
+                    false => return Err(unknown(child.path())),
+                }
+            }
+            let Some(inner) = inner else { return Ok(Vec::new()) };
+            children = inner.children()?;
+        }
+        let indexed = |item: Node<'p>| match item.part().parse() {
+            Ok(index) if item.part() == "0" || !item.part().starts_with(['0', '+']) => Ok((index, item)),
+            _ => Err(unknown(item.path())),
+        };
+        let mut items = children.map(indexed).collect::<Result<Vec<_>, _>>()?;
+        items.sort_unstable_by_key(|(index, _)| *index);
+        Ok(items)
+    }
+}
+
+/// Nodes by the next part of their keys.
+struct Children<'p> {
+    parameters: &'p [Parameter<'p>],
+    rest: usize,
+}
+
+impl<'p> Iterator for Children<'p> {
+    type Item = Node<'p>;
+
+    fn next(&mut self) -> Option<Node<'p>> {
+        let key = self.parameters.first()?.0.as_bytes();
+        let end =
+            key[self.rest..].iter().position(|&byte| byte == b'.').map_or(key.len(), |dot| self.rest + dot);
+        let has_part = |(other, _): &&Parameter<'_>| {
+            let other = other.as_bytes();
+            other.get(self.rest..end) == Some(&key[self.rest..end])
+                && matches!(other.get(end), None | Some(b'.'))
+        };
+        let count = self.parameters.iter().take_while(has_part).count();
+        let (parameters, others) = self.parameters.split_at(count);
+        self.parameters = others;
+        Some(Node { parameters, rest: end + 1 })
     }
 }
 
@@ -161,7 +218,7 @@ fn unknown(path: &str) -> Error {
 }
 
 /// As much of a client's text as belongs into a message.
-pub(crate) fn clip(text: &str) -> std::borrow::Cow<'_, str> {
+pub(crate) fn clip(text: &str) -> Cow<'_, str> {
     const LONGEST: usize = 256;
     match text.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{}…", &text[..end]).into(),
@@ -169,59 +226,42 @@ pub(crate) fn clip(text: &str) -> std::borrow::Cow<'_, str> {
     }
 }
 
-fn join(path: &str, part: &str) -> String {
-    if path.is_empty() { part.to_owned() } else { format!("{path}.{part}") }
-}
-
 struct Decoder {
     unsupported: &'static str,
 }
 
 impl Decoder {
-    fn value(&self, tree: Tree, shape: &'static Shape, path: &mut String) -> Result<Value, Error> {
+    fn value(&self, node: Node<'_>, shape: &'static Shape) -> Result<Value, Error> {
         match &shape.kind {
-            Kind::Structure(members) => self.structure(tree, members, path),
+            Kind::Structure(members) => self.structure(node, members),
             Kind::List(list) => {
-                let mut children = tree.children(path)?;
-                if !list.wire.is_empty() {
-                    children = unwrap(children, list.wire, path)?;
-                }
-                let mut values = Vec::with_capacity(children.len());
-                for (index, child) in indexed(children, path, list.wire)? {
-                    values.push(self.under(child, list.member, path, &index_part(list.wire, index))?);
-                }
-                Ok(Value::List(values))
+                let items = node.items(list.wire)?.into_iter();
+                items
+                    .map(|(_, item)| self.value(item, list.member))
+                    .collect::<Result<_, _>>()
+                    .map(Value::List)
             }
             Kind::Map(map) => {
-                let mut children = tree.children(path)?;
-                if !map.wire.is_empty() {
-                    children = unwrap(children, map.wire, path)?;
-                }
                 let mut entries = BTreeMap::new();
-                for (index, child) in indexed(children, path, map.wire)? {
-                    let entry_part = index_part(map.wire, index);
-                    let entry_path = join(path, &entry_part);
-                    let mut entry = child.children(&entry_path)?;
-                    let key = entry.remove(map.key_wire).ok_or_else(|| {
-                        Error::new(
-                            "MissingParameter",
-                            format!("The request must contain the parameter {entry_path}.{}", map.key_wire),
-                        )
-                    })?;
-                    let key = key.scalar(&entry_path)?;
-                    let value = entry.remove(map.value_wire).unwrap_or_default();
-                    if let Some(other) = entry.keys().next() {
-                        return Err(unknown(&join(&entry_path, other)));
+                for (_, entry) in node.items(map.wire)? {
+                    let (mut key, mut value) = (None, None);
+                    for child in entry.children()? {
+                        match child.part() {
+                            part if part == map.key_wire => key = Some(child),
+                            part if part == map.value_wire => value = Some(child),
+                            _ => return Err(unknown(child.path())),
+                        }
                     }
-                    let value = self.under(value, map.value, path, &join(&entry_part, map.value_wire))?;
-                    entries.insert(key, value);
+                    let need = |child: Option<_>, part| child.ok_or_else(|| missing(entry.path(), part));
+                    let (key, value) = (need(key, map.key_wire)?, need(value, map.value_wire)?);
+                    entries.insert(key.scalar()?.to_owned(), self.value(value, map.value)?);
                 }
                 Ok(Value::Map(entries))
             }
             _ => {
-                let text = tree.scalar(path)?;
-                scalar(text, shape).map_err(|(text, expected)| {
-                    let (text, path) = (clip(&text), clip(path));
+                let text = node.scalar()?;
+                scalar(text, shape).map_err(|expected| {
+                    let (text, path) = (clip(text), clip(node.path()));
                     let message =
                         format!("Value ({text}) for parameter {path} is invalid. It must be {expected}.");
                     Error::new("InvalidParameterValue", message)
@@ -230,103 +270,53 @@ impl Decoder {
         }
     }
 
-    /// Decodes a value that is `part` of what `path` names.
-    fn under(
-        &self,
-        tree: Tree,
-        shape: &'static Shape,
-        path: &mut String,
-        part: &str,
-    ) -> Result<Value, Error> {
-        let outer = path.len();
-        if outer > 0 {
-            path.push('.');
-        }
-        path.push_str(part);
-        let value = self.value(tree, shape, path);
-        path.truncate(outer);
-        value
-    }
-
-    fn structure(&self, tree: Tree, members: &'static [Member], path: &mut String) -> Result<Value, Error> {
-        let mut children = tree.children(path)?;
-        let mut values: Vec<Option<Value>> = Vec::with_capacity(members.len());
-        for member in members {
-            match (member.support, children.remove(member.wire)) {
-                (Support::Yes(shape), Some(child)) => {
-                    values.push(Some(self.under(child, shape, path, member.wire)?));
+    fn structure(&self, node: Node<'_>, members: &'static [Member]) -> Result<Value, Error> {
+        let mut values = Vec::new();
+        values.resize_with(schema::slots(members).count(), || None);
+        for child in node.children()? {
+            let Some(index) = members.iter().position(|member| member.wire == child.part()) else {
+                return Err(unknown(child.path()));
+            };
+            match members[index].support {
+                Support::Yes(shape) => {
+                    values[schema::slots(&members[..index]).count()] = Some(self.value(child, shape)?);
                 }
-                (Support::Yes(_), None) => values.push(None),
-                (_, None) => {}
-                (Support::Only(only), Some(child)) if child.text.as_deref() == Some(only) => {}
-                (Support::Only(_) | Support::No, Some(_)) => {
-                    let at = join(path, member.wire);
-                    return Err(Error::new(
-                        self.unsupported,
-                        format!("The parameter {} is not supported.", clip(&at)),
-                    ));
+                Support::Only(only) if child.split().0 == Some(only) => {}
+                Support::Only(_) | Support::No => {
+                    let message = format!("The parameter {} is not supported.", clip(child.path()));
+                    return Err(Error::new(self.unsupported, message));
                 }
             }
         }
-        match children.keys().next() {
-            Some(other) => Err(unknown(&join(path, other))),
-            None => Ok(Value::Structure(values)),
-        }
+        Ok(Value::Structure(values))
     }
 }
 
-/// Takes the part that stands before the indices (`member`, `entry`).
-fn unwrap(
-    mut children: BTreeMap<String, Tree>,
-    wire: &str,
-    path: &str,
-) -> Result<BTreeMap<String, Tree>, Error> {
-    let inner = children.remove(wire);
-    if let Some(other) = children.keys().next() {
-        return Err(unknown(&join(path, other)));
-    }
-    inner.unwrap_or_default().children(&join(path, wire))
+/// The error for a part of an entry of a map that is not there.
+fn missing(path: &str, part: &str) -> Error {
+    Error::new("MissingParameter", format!("The request must contain the parameter {}.{part}", clip(path)))
 }
 
-/// The children in the order of their indices, which may have gaps.
-fn indexed(children: BTreeMap<String, Tree>, path: &str, wire: &str) -> Result<BTreeMap<u32, Tree>, Error> {
-    children
-        .into_iter()
-        .map(|(part, child)| match part.parse::<u32>() {
-            Ok(index) if index.to_string() == part => Ok((index, child)),
-            _ => {
-                Err(unknown(&join(&if wire.is_empty() { path.to_owned() } else { join(path, wire) }, &part)))
-            }
-        })
-        .collect()
-}
-
-/// The part of an item in a path.
-fn index_part(wire: &str, index: u32) -> String {
-    join(wire, &index.to_string())
-}
-
-/// Reads a scalar's text; an error gives the text back with what it should have been.
-pub(crate) fn scalar(text: String, shape: &Shape) -> Result<Value, (String, &'static str)> {
-    let value = match &shape.kind {
-        Kind::String(_) => return Ok(Value::String(text)),
+/// Reads a scalar's text; an error says what it should have been.
+pub(crate) fn scalar(text: &str, shape: &Shape) -> Result<Value, &'static str> {
+    match &shape.kind {
+        Kind::String(_) => Ok(Value::String(text.to_owned())),
         Kind::Integer(_) => {
             text.parse::<i32>().map(|value| Value::Integer(value.into())).map_err(|_| "an integer")
         }
         Kind::Long(_) => text.parse().map(Value::Integer).map_err(|_| "an integer"),
-        Kind::Double(_) => double(&text).map(Value::Double).ok_or("a number"),
-        Kind::Boolean => match text.as_str() {
+        Kind::Double(_) => double(text).map(Value::Double).ok_or("a number"),
+        Kind::Boolean => match text {
             "true" | "True" | "TRUE" => Ok(Value::Boolean(true)),
             "false" | "False" | "FALSE" => Ok(Value::Boolean(false)),
             _ => Err("true or false"),
         },
-        Kind::Timestamp => timestamp::parse(&text).map(Value::Timestamp).ok_or("an ISO 8601 time"),
+        Kind::Timestamp => timestamp::parse(text).map(Value::Timestamp).ok_or("an ISO 8601 time"),
         Kind::Blob(_) => {
             BASE64.decode(text.as_bytes()).map(|bytes| Value::Blob(bytes.into())).map_err(|_| "base64")
         }
         Kind::Structure(_) | Kind::List(_) | Kind::Map(_) | Kind::Document => Err("a single value"),
-    };
-    value.map_err(|expected| (text, expected))
+    }
 }
 
 /// A number, or one of the three that Smithy spells out; Rust's own spellings of these are not AWS's.

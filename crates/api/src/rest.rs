@@ -259,7 +259,7 @@ pub(crate) fn decode(
         let value = match member.location {
             Location::Uri => {
                 let label = parts.labels.iter().find(|(label, _)| *label == member.wire);
-                label.map(|(_, value)| one(text(value, false)?, shape, member.name)).transpose()?
+                label.map(|(_, value)| one(&text(value, false)?, shape, member.name)).transpose()?
             }
             Location::Query => from_query(&query, members, member, shape)?,
             Location::Header => {
@@ -271,7 +271,7 @@ pub(crate) fn decode(
                     .headers
                     .iter()
                     .filter_map(|(name, value)| Some((strip(name.as_str(), member.wire)?.to_owned(), value)))
-                    .map(|(name, value)| Ok((name, Value::String(header_text(value, member)?))))
+                    .map(|(name, value)| Ok((name, Value::String(header_text(value, member)?.to_owned()))))
                     .collect::<Result<_, Error>>()?;
                 (!entries.is_empty()).then_some(Value::Map(entries))
             }
@@ -319,10 +319,11 @@ fn refuse(
     }
 }
 
-fn from_header(text: String, shape: &'static Shape, member: &Member) -> Result<Value, Error> {
+fn from_header(text: &str, shape: &'static Shape, member: &Member) -> Result<Value, Error> {
     match &shape.kind {
         Kind::List(list) => {
-            let elements = elements(&text).into_iter().map(|text| one(text, list.member, member.name));
+            let elements = elements(text);
+            let elements = elements.iter().map(|text| one(text, list.member, member.name));
             elements.collect::<Result<_, _>>().map(Value::List)
         }
         _ => one(text, shape, member.name),
@@ -356,7 +357,7 @@ fn from_query(
     shape: &'static Shape,
 ) -> Result<Option<Value>, Error> {
     let mut given =
-        query.iter().filter(|(key, _)| key == member.wire).map(|(_, value)| value.clone()).peekable();
+        query.iter().filter(|(key, _)| key == member.wire).map(|(_, value)| value.as_str()).peekable();
     match &shape.kind {
         Kind::List(list) => {
             if given.peek().is_none() {
@@ -373,7 +374,6 @@ fn from_query(
             let named = |key: &str| members.iter().any(|m| m.location == Location::Query && m.wire == key);
             let mut entries: BTreeMap<String, Value> = BTreeMap::new();
             for (key, value) in query.iter().filter(|(key, _)| !named(key) && !key.starts_with("X-Amz-")) {
-                let value = value.clone();
                 match (&map.value.kind, entries.get_mut(key)) {
                     (Kind::List(list), Some(Value::List(values))) => {
                         values.push(one(value, list.member, key)?);
@@ -392,9 +392,9 @@ fn from_query(
     }
 }
 
-fn one(text: String, shape: &'static Shape, name: &str) -> Result<Value, Error> {
-    query::scalar(text, shape).map_err(|(text, expected)| {
-        json::serialization_error(&format!("The value ({}) of {name} must be {expected}.", clip(&text)))
+fn one(text: &str, shape: &'static Shape, name: &str) -> Result<Value, Error> {
+    query::scalar(text, shape).map_err(|expected| {
+        json::serialization_error(&format!("The value ({}) of {name} must be {expected}.", clip(text)))
     })
 }
 
@@ -404,9 +404,9 @@ fn text(encoded: &str, plus: bool) -> Result<String, Error> {
     decoded.map(std::borrow::Cow::into_owned).map_err(|_| json::serialization_error("The path is not UTF-8."))
 }
 
-fn header_text(value: &HeaderValue, member: &Member) -> Result<String, Error> {
+fn header_text<'h>(value: &'h HeaderValue, member: &Member) -> Result<&'h str, Error> {
     let text = std::str::from_utf8(value.as_bytes());
-    text.map(|text| text.trim().to_owned())
+    text.map(str::trim)
         .map_err(|_| json::serialization_error(&format!("The header {} is not UTF-8.", member.wire)))
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use time::format_description::well_known::Rfc3339;
 use time::format_description::{BorrowedFormatItem, FormatItem};
 use time::macros::format_description;
-use time::{Date, OffsetDateTime, PrimitiveDateTime, UtcOffset};
+use time::{Date, Month, OffsetDateTime, PrimitiveDateTime, UtcOffset};
 
 const DATE: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[day]");
 const HTTP_DATE: &[FormatItem<'_>] =
@@ -13,19 +13,11 @@ const HTTP_DATE: &[FormatItem<'_>] =
 
 /// `2026-01-01T00:00:00Z`, or with milliseconds `2026-01-01T00:00:00.000Z`; in UTC.
 pub fn iso8601(time: OffsetDateTime, millis: bool) -> String {
-    let time = time.to_offset(UtcOffset::UTC);
-    let (year, month, day) = time.to_calendar_date();
-    let (hour, minute, second, milli) = time.to_hms_milli();
     let mut text = String::with_capacity(24);
-    // Listings have thousands of them, for which formatting is slow.
-    digits(&mut text, year.unsigned_abs(), 4);
-    for (separator, part) in [('-', u8::from(month)), ('-', day), ('T', hour), (':', minute), (':', second)] {
-        text.push(separator);
-        digits(&mut text, part.into(), 2);
-    }
+    write(&mut text, time, Some(['-', ':']));
     if millis {
         text.push('.');
-        digits(&mut text, milli.into(), 3);
+        digits(&mut text, time.millisecond().into(), 3);
     }
     text.push('Z');
     text
@@ -33,9 +25,42 @@ pub fn iso8601(time: OffsetDateTime, millis: bool) -> String {
 
 /// `20260101T000000Z`, the format of `X-Amz-Date`; in UTC.
 pub fn basic(time: OffsetDateTime) -> String {
-    let mut text = iso8601(time, false);
-    text.retain(|c| !matches!(c, '-' | ':'));
+    let mut text = String::with_capacity(16);
+    write(&mut text, time, None);
+    text.push('Z');
     text
+}
+
+/// Reads what [`basic`] writes.
+pub fn parse_basic(text: &str) -> Option<OffsetDateTime> {
+    let text: &[u8; 16] = text.as_bytes().try_into().ok()?;
+    let is_one = text.iter().enumerate().all(|(place, byte)| match place {
+        8 => *byte == b'T',
+        15 => *byte == b'Z',
+        _ => byte.is_ascii_digit(),
+    });
+    let two = |place: usize| (text[place] - b'0') * 10 + text[place + 1] - b'0';
+    if !is_one {
+        return None;
+    }
+    let year = i32::from(two(0)) * 100 + i32::from(two(2));
+    let date = Date::from_calendar_date(year, Month::try_from(two(4)).ok()?, two(6)).ok()?;
+    Some(date.with_hms(two(9), two(11), two(13)).ok()?.assume_utc())
+}
+
+/// Writes a time to the second, with what separates the parts of the date and those of the clock. Listings have thousands of times,
+/// for which formatting is slow.
+fn write(text: &mut String, time: OffsetDateTime, separators: Option<[char; 2]>) {
+    let time = time.to_offset(UtcOffset::UTC);
+    let (year, month, day) = time.to_calendar_date();
+    let (hour, minute, second) = time.to_hms();
+    let [date, clock] = separators.map_or([None; 2], |separators| separators.map(Some));
+    digits(text, year.unsigned_abs(), 4);
+    let parts = [(date, u8::from(month)), (date, day), (Some('T'), hour), (clock, minute), (clock, second)];
+    for (separator, part) in parts {
+        text.extend(separator);
+        digits(text, part.into(), 2);
+    }
 }
 
 /// Writes a number with at least this many digits.

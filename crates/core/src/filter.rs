@@ -3,6 +3,7 @@
 //! A service declares once which filters an operation has and where their values come from, as a [`FilterTable`]. A
 //! request's filters are checked and compiled against the table, and then asked for every record.
 
+use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 
 use crate::Pattern;
@@ -91,7 +92,7 @@ impl<T, C> FilterTable<T, C> {
     pub fn parse<'a, V>(
         &self,
         filters: impl IntoIterator<Item = (Option<&'a str>, V)>,
-    ) -> Result<Filters<T, C>, FilterError>
+    ) -> Result<Filters<'a, T, C>, FilterError>
     where
         V: IntoIterator<Item = &'a str>,
     {
@@ -111,58 +112,58 @@ impl<T, C> FilterTable<T, C> {
                     return Err(FilterError::ValueTooLong);
                 }
                 values_of.add(value);
-                raw.push(value.to_owned());
+                raw.push(value);
             }
             if raw.is_empty() {
                 return Err(FilterError::NoValues(shorten(name).to_owned()));
             }
             values_of.literals.sort_unstable();
-            parsed.filters.push(Filter { name: name.to_owned(), raw, source, values: values_of });
+            parsed.filters.push(Filter { name, raw, source, values: values_of });
         }
         Ok(parsed)
     }
 
-    fn source(&self, name: &str) -> Option<Source<T, C>> {
-        if let Some((_, accessor)) = self.filters.iter().find(|(known, _)| *known == name) {
-            return Some(Source::Accessor(*accessor));
-        }
-        let tags = self.tags?;
-        match name {
+    fn source<'a>(&self, name: &'a str) -> Option<Source<'a, T, C>> {
+        let by_tags = |tags| match name {
             "tag-key" => Some(Source::TagKeys(tags)),
             "tag-value" => Some(Source::TagValues(tags)),
-            _ => name.strip_prefix("tag:").map(|key| Source::Tag(tags, key.to_owned())),
-        }
+            _ => name.strip_prefix("tag:").map(|key| Source::Tag(tags, key)),
+        };
+        self.tags.and_then(by_tags).or_else(|| {
+            let (_, accessor) = self.filters.iter().find(|(known, _)| *known == name)?;
+            Some(Source::Accessor(*accessor))
+        })
     }
 }
 
-/// The filters of a request.
-pub struct Filters<T, C = ()> {
-    filters: Vec<Filter<T, C>>,
+/// The filters of a request, whose text is `'r`.
+pub struct Filters<'r, T, C = ()> {
+    filters: Vec<Filter<'r, T, C>>,
 }
 
-struct Filter<T, C> {
-    name: String,
+struct Filter<'r, T, C> {
+    name: &'r str,
     /// Values as they came.
-    raw: Vec<String>,
-    source: Source<T, C>,
-    values: Values,
+    raw: Vec<&'r str>,
+    source: Source<'r, T, C>,
+    values: Values<'r>,
 }
 
-enum Source<T, C> {
+enum Source<'r, T, C> {
     Accessor(Accessor<T, C>),
-    Tag(fn(&T) -> &Tags, String),
+    Tag(fn(&T) -> &Tags, &'r str),
     TagKeys(fn(&T) -> &Tags),
     TagValues(fn(&T) -> &Tags),
 }
 
-impl<T, C> Filter<T, C> {
+impl<'r, T, C> Filter<'r, T, C> {
     /// Its values, if all of them stand for themselves.
-    fn literals(&self) -> Option<&[String]> {
+    fn literals(&self) -> Option<&[Cow<'r, str>]> {
         self.values.patterns.is_empty().then_some(self.values.literals.as_slice())
     }
 }
 
-impl<T, C> Filters<T, C> {
+impl<'r, T, C> Filters<'r, T, C> {
     /// Whether a record passes: every filter has a value that one of the record's values matches.
     #[must_use]
     pub fn matches(&self, record: &T, context: &C) -> bool {
@@ -171,7 +172,7 @@ impl<T, C> Filters<T, C> {
             match &filter.source {
                 Source::Accessor(accessor) => accessor(record, context, &mut probe),
                 Source::Tag(tags, key) => {
-                    tags(record).get(key).into_iter().for_each(|value| probe.value(value));
+                    tags(record).get(*key).into_iter().for_each(|value| probe.value(value));
                 }
                 Source::TagKeys(tags) => tags(record).keys().for_each(|key| probe.value(key)),
                 Source::TagValues(tags) => tags(record).values().for_each(|value| probe.value(value)),
@@ -189,27 +190,27 @@ impl<T, C> Filters<T, C> {
     /// The values of the first filter of this name, if all of them stand for themselves: records that pass have one of
     /// them, so that an index can find these records.
     #[must_use]
-    pub fn literals(&self, name: &str) -> Option<&[String]> {
+    pub fn literals(&self, name: &str) -> Option<&[Cow<'r, str>]> {
         self.filters.iter().find(|filter| filter.name == name)?.literals()
     }
 
     /// As [`Self::literals`], of the first filter by a tag: its key and the values.
     #[must_use]
-    pub fn tag_literals(&self) -> Option<(&str, &[String])> {
+    pub fn tag_literals(&self) -> Option<(&'r str, &[Cow<'r, str>])> {
         self.filters.iter().find_map(|filter| match &filter.source {
-            Source::Tag(_, key) => Some((key.as_str(), filter.literals()?)),
+            Source::Tag(_, key) => Some((*key, filter.literals()?)),
             _ => None,
         })
     }
 
     /// Names and values as they came, for a [`Fingerprint`](crate::Fingerprint).
     #[must_use]
-    pub fn raw(&self) -> Vec<(&str, &[String])> {
-        self.filters.iter().map(|filter| (filter.name.as_str(), filter.raw.as_slice())).collect()
+    pub fn raw(&self) -> Vec<(&'r str, &[&'r str])> {
+        self.filters.iter().map(|filter| (filter.name, filter.raw.as_slice())).collect()
     }
 }
 
-impl<T, C> fmt::Debug for Filters<T, C> {
+impl<T, C> fmt::Debug for Filters<'_, T, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_map().entries(self.filters.iter().map(|filter| (&filter.name, &filter.raw))).finish()
     }
@@ -217,7 +218,7 @@ impl<T, C> fmt::Debug for Filters<T, C> {
 
 /// Takes the values that a record has for a filter.
 pub struct Probe<'f> {
-    values: &'f Values,
+    values: &'f Values<'f>,
     matched: bool,
     buffer: String,
 }
@@ -246,17 +247,20 @@ impl Probe<'_> {
 
 /// The values of one filter.
 #[derive(Default)]
-struct Values {
+struct Values<'r> {
     /// Sorted, unescaped.
-    literals: Vec<String>,
+    literals: Vec<Cow<'r, str>>,
     patterns: Vec<Pattern>,
 }
 
-impl Values {
-    fn add(&mut self, value: &str) {
+impl<'r> Values<'r> {
+    fn add(&mut self, value: &'r str) {
+        if Pattern::is_plain(value) {
+            return self.literals.push(value.into());
+        }
         let pattern = Pattern::new(value);
         match pattern.literal() {
-            Some(literal) => self.literals.push(literal.to_owned()),
+            Some(literal) => self.literals.push(literal.to_owned().into()),
             None => self.patterns.push(pattern),
         }
     }
@@ -265,7 +269,7 @@ impl Values {
         let literal = match self.literals.as_slice() {
             [] => false,
             [one] => one == value,
-            many => many.binary_search_by(|literal| literal.as_str().cmp(value)).is_ok(),
+            many => many.binary_search_by(|literal| (**literal).cmp(value)).is_ok(),
         };
         literal || self.patterns.iter().any(|pattern| pattern.matches(value))
     }
@@ -299,7 +303,9 @@ mod tests {
         }
     }
 
-    fn parse(filters: &[(&'static str, &[&'static str])]) -> Result<Filters<Disk, u32>, FilterError> {
+    fn parse(
+        filters: &[(&'static str, &[&'static str])],
+    ) -> Result<Filters<'static, Disk, u32>, FilterError> {
         FILTERS.parse(filters.iter().map(|(name, values)| (Some(*name), values.iter().copied())))
     }
 
@@ -364,6 +370,6 @@ mod tests {
         assert_eq!(filters.literals("zone"), None);
         assert_eq!(filters.tag_literals(), None);
         let filters = parse(&[("tag-key", &["Name"]), ("tag:a", &["z*"]), ("tag:a:b", &["x\\*y"])]).unwrap();
-        assert_eq!(filters.tag_literals().unwrap(), ("a:b", ["x*y".to_owned()].as_slice()));
+        assert_eq!(filters.tag_literals().unwrap(), ("a:b", [Cow::from("x*y")].as_slice()));
     }
 }

@@ -25,6 +25,12 @@ enum Token {
 }
 
 impl Pattern {
+    /// Whether a text has no wildcards and nothing that is escaped.
+    #[must_use]
+    pub fn is_plain(text: &str) -> bool {
+        !text.bytes().any(|byte| matches!(byte, b'*' | b'?' | b'\\'))
+    }
+
     /// Reads a pattern; every text is one. A `\` at the end stands for itself.
     #[must_use]
     pub fn new(text: &str) -> Self {

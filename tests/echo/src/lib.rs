@@ -3,7 +3,10 @@
 //! Their models lie below `models/`, as botocore lays out its own, so that boto3 speaks to them with `AWS_DATA_PATH`. Their APIs
 //! are generated as those of the real services are.
 
+use std::sync::Arc;
+
 use haar_api::schema::{self, Operation, ServiceModel};
+use haar_api::sigv4::Secret;
 use haar_api::value::Value;
 use haar_api::{AccessKey, Authorizer, Context, Credentials, Endpoint, Error, KeyError, Principal};
 
@@ -42,7 +45,7 @@ impl Credentials for Keys {
             return Err(KeyError::Expired);
         }
         let principal = Principal::root("123456789012", access_key_id);
-        Ok(AccessKey { secret: SECRET_ACCESS_KEY.into(), principal })
+        Ok(AccessKey { secret: Arc::new(Secret::new(SECRET_ACCESS_KEY)), principal })
     }
 }
 

@@ -1,24 +1,23 @@
 //! Signature version 4, in the `Authorization` header and presigned (IAM User Guide, "AWS Signature Version 4 for API requests").
 //!
-//! The algorithm stands here once: [`Canonical`] is a request in the form that is signed. [`Signer`] makes signatures,
-//! [`Signature`] reads and checks them.
+//! The algorithm stands here once: [`Canonical`] is a request in the form that is signed, [`SigningKey`] what it is signed with.
+//! [`Signer`] makes signatures, [`Signature`] reads and checks them.
 
 use std::borrow::Cow;
 
-use hmac::{Hmac, Mac};
 use http::header;
 use http::request::Parts;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, percent_encode};
 use sha2::{Digest, Sha256};
-use time::format_description::BorrowedFormatItem;
-use time::macros::format_description;
-use time::{OffsetDateTime, PrimitiveDateTime};
+use time::OffsetDateTime;
 
 use crate::timestamp;
 
+mod key;
 mod sign;
 mod verify;
 
+pub use key::{Secret, SigningKey};
 pub use sign::{Signer, Unsignable};
 pub use verify::{Rejection, Signature};
 
@@ -30,10 +29,6 @@ const TERMINATOR: &str = "aws4_request";
 
 /// `x-amz-content-sha256` of a request whose body is not signed.
 const UNSIGNED_PAYLOAD: &str = "UNSIGNED-PAYLOAD";
-
-/// The format of `X-Amz-Date`.
-const BASIC: &[BorrowedFormatItem<'static>] =
-    format_description!("[year][month][day]T[hour][minute][second]Z");
 
 /// The characters that URI encoding leaves alone.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -80,19 +75,21 @@ impl Canonical<'_> {
     pub fn request(&self) -> Vec<u8> {
         let mut headers: Vec<_> = self.headers.iter().collect();
         headers.sort_unstable();
-        let query = self.query_string();
         let mut out = Vec::with_capacity(1024);
-        for part in [self.method, "\n", &self.path, "\n", &query, "\n"] {
+        for part in [self.method, "\n", &self.path, "\n", &self.query_string(), "\n"] {
             out.extend_from_slice(part.as_bytes());
         }
-        for (name, value) in headers {
+        for (name, value) in &headers {
             for part in [name.as_bytes(), b":", &value[..], b"\n"] {
                 out.extend_from_slice(part);
             }
         }
-        for part in ["\n", &self.signed_headers(), "\n", &self.payload] {
-            out.extend_from_slice(part.as_bytes());
+        for (index, (name, _)) in headers.iter().enumerate() {
+            out.push(if index == 0 { b'\n' } else { b';' });
+            out.extend_from_slice(name.as_bytes());
         }
+        out.push(b'\n');
+        out.extend_from_slice(self.payload.as_bytes());
         out
     }
 
@@ -105,16 +102,14 @@ impl Canonical<'_> {
 
     /// What is signed: algorithm, time, scope and the canonical request's hash.
     pub fn string_to_sign(&self, at: OffsetDateTime, scope: &Scope<'_>) -> String {
-        format!("{ALGORITHM}\n{}\n{scope}\n{}", timestamp::basic(at), sha256_hex(&self.request()))
+        let Scope { day, region, service } = scope;
+        let (at, hash) = (timestamp::basic(at), sha256_hex(&self.request()));
+        [ALGORITHM, "\n", &at, "\n", day, "/", region, "/", service, "/", TERMINATOR, "\n", &hash].concat()
     }
 
-    /// The signature, in hexadecimal.
-    pub fn sign(&self, secret: &str, at: OffsetDateTime, scope: &Scope<'_>) -> String {
-        let first = mac(format!("AWS4{secret}").as_bytes(), scope.day.as_bytes());
-        let key = [scope.region, scope.service, TERMINATOR]
-            .iter()
-            .fold(first, |key, part| mac(&key, part.as_bytes()));
-        in_hex(mac(&key, self.string_to_sign(at, scope).as_bytes()))
+    /// The signature with the key of this scope, in hexadecimal.
+    pub fn sign(&self, key: &SigningKey, at: OffsetDateTime, scope: &Scope<'_>) -> String {
+        in_hex(key.mac(self.string_to_sign(at, scope).as_bytes()))
     }
 
     fn query_string(&self) -> String {
@@ -204,12 +199,6 @@ pub fn fold(value: &[u8]) -> Cow<'_, [u8]> {
     words.collect::<Vec<_>>().join(&b' ').into()
 }
 
-fn mac(key: &[u8], data: &[u8]) -> [u8; 32] {
-    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
-    mac.update(data);
-    mac.finalize().into_bytes().into()
-}
-
 /// SHA-256 in hexadecimal.
 pub fn sha256_hex(data: &[u8]) -> String {
     in_hex(Sha256::digest(data).into())
@@ -219,9 +208,4 @@ fn in_hex(digest: [u8; 32]) -> String {
     let mut text = vec![0; 64];
     hex::encode_to_slice(digest, &mut text).expect("a byte has two digits");
     String::from_utf8(text).expect("digits are ASCII")
-}
-
-/// Reads a time in ISO 8601 basic format, in UTC.
-fn basic(text: &str) -> Option<OffsetDateTime> {
-    PrimitiveDateTime::parse(text, BASIC).ok().map(PrimitiveDateTime::assume_utc)
 }

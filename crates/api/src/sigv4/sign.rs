@@ -8,8 +8,8 @@ use time::OffsetDateTime;
 use crate::timestamp;
 
 use super::{
-    ALGORITHM, Canonical, ENCODED, PathStyle, Scope, UNSIGNED_PAYLOAD, canonical_header, canonical_path,
-    parse_query, sha256_hex,
+    ALGORITHM, Canonical, ENCODED, PathStyle, Scope, SigningKey, UNSIGNED_PAYLOAD, canonical_header,
+    canonical_path, parse_query, sha256_hex,
 };
 
 /// Headers that are not signed: those that a connection's two ends or what lies between them may change.
@@ -104,7 +104,7 @@ impl<'a> Signer<'a> {
             "{ALGORITHM} Credential={}/{scope}, SignedHeaders={}, Signature={}",
             self.access_key_id,
             canonical.signed_headers(),
-            canonical.sign(self.secret_access_key, at, &scope),
+            canonical.sign(&SigningKey::new(self.secret_access_key, &scope), at, &scope),
         );
         request.headers.insert(header::AUTHORIZATION, HeaderValue::try_from(authorization)?);
         Ok(())
@@ -134,7 +134,10 @@ impl<'a> Signer<'a> {
         parameters.extend(self.session_token.map(|token| ("X-Amz-Security-Token", token.to_owned())));
         let pairs = parameters.iter().map(|(name, value)| (name.as_bytes().into(), value.as_bytes().into()));
         canonical.query.extend(pairs);
-        parameters.push(("X-Amz-Signature", canonical.sign(self.secret_access_key, at, &scope)));
+        parameters.push((
+            "X-Amz-Signature",
+            canonical.sign(&SigningKey::new(self.secret_access_key, &scope), at, &scope),
+        ));
 
         let mut query = request.uri.query().unwrap_or_default().to_owned();
         for (name, value) in &parameters {

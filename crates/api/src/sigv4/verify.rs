@@ -1,14 +1,16 @@
 //! Reading and checking signatures.
 
+use std::borrow::Cow;
+
 use http::request::Parts;
 use http::{HeaderMap, header};
 use subtle::ConstantTimeEq;
 use time::{Duration, OffsetDateTime};
 
-use crate::timestamp;
+use crate::timestamp::{self, parse_basic};
 
 use super::{
-    ALGORITHM, Canonical, PathStyle, Scope, TERMINATOR, UNSIGNED_PAYLOAD, basic, canonical_header,
+    ALGORITHM, Canonical, PathStyle, Scope, Secret, TERMINATOR, UNSIGNED_PAYLOAD, canonical_header,
     canonical_path, parse_query, sha256_hex,
 };
 
@@ -21,26 +23,24 @@ const MAX_EXPIRES: i64 = 7 * 24 * 3600;
 /// The longest element of a credential scope.
 const MAX_ELEMENT: usize = 128;
 
+/// How many elements a credential has: the key's id, and the scope's day, region, service and end.
+const ELEMENTS: usize = 5;
+
 /// The greatest number of signed headers: more than a request may have.
 const MAX_SIGNED_HEADERS: usize = 128;
 
 /// What a request says of its signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Signature {
-    /// The key that signed.
-    pub access_key_id: String,
-    /// Day of the credential scope, `YYYYMMDD`.
-    pub day: String,
-    /// Region of the credential scope.
-    pub region: String,
-    /// Service of the credential scope.
-    pub service: String,
+pub struct Signature<'a> {
+    /// Key and scope, [`ELEMENTS`] of them.
+    credential: Cow<'a, str>,
     /// Session token of temporary credentials.
-    pub session_token: Option<String>,
+    pub session_token: Option<Cow<'a, str>>,
     /// How the path was signed: as the service's signatures write it.
     pub paths: PathStyle,
-    signed_headers: Vec<String>,
-    signature: String,
+    /// In lower case, sorted.
+    signed_headers: Vec<Cow<'a, str>>,
+    signature: Cow<'a, str>,
     at: OffsetDateTime,
     /// Seconds for which a presigned request is good; none for a signature in the header.
     expires: Option<i64>,
@@ -63,12 +63,12 @@ fn incomplete(reason: impl Into<String>) -> Rejection {
     Rejection::Incomplete(reason.into())
 }
 
-impl Signature {
+impl<'a> Signature<'a> {
     /// Reads the signature of a request, from its `Authorization` header or its query string.
     ///
     /// # Errors
     /// [`Rejection::Missing`] and [`Rejection::Incomplete`].
-    pub fn of(request: &Parts) -> Result<Self, Rejection> {
+    pub fn of(request: &'a Parts) -> Result<Self, Rejection> {
         if let Some(value) = request.headers.get(header::AUTHORIZATION) {
             let value = value.to_str().map_err(|_| incomplete("The Authorization header is not text."))?;
             return Self::of_header(value, &request.headers);
@@ -80,12 +80,13 @@ impl Signature {
         }
     }
 
-    fn of_header<'h>(value: &'h str, headers: &HeaderMap) -> Result<Self, Rejection> {
+    fn of_header(value: &'a str, headers: &'a HeaderMap) -> Result<Self, Rejection> {
         let rest = value.strip_prefix(ALGORITHM).filter(|rest| rest.is_empty() || rest.starts_with(' '));
         let rest =
             rest.ok_or_else(|| incomplete(format!("The Authorization header must begin with {ALGORITHM}.")))?;
         let (mut credential, mut signed, mut signature) = (None, None, None);
-        for (key, value) in rest.split([',', ' ']).filter_map(|part| part.split_once('=')) {
+        let parts = rest.split(',').flat_map(|part| part.split(' '));
+        for (key, value) in parts.filter_map(|part| part.split_once('=')) {
             let found = match key {
                 "Credential" => &mut credential,
                 "SignedHeaders" => &mut signed,
@@ -94,7 +95,7 @@ impl Signature {
             };
             found.get_or_insert(value);
         }
-        let need = |found: Option<&'h str>, name: &str| {
+        let need = |found: Option<&'a str>, name: &str| {
             found
                 .filter(|value| !value.is_empty())
                 .ok_or_else(|| incomplete(format!("Authorization header requires '{name}' parameter.")))
@@ -103,18 +104,18 @@ impl Signature {
         let (signed, signature) = (need(signed, "SignedHeaders")?, need(signature, "Signature")?);
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let at = match text("x-amz-date") {
-            Some(date) => basic(date),
+            Some(date) => parse_basic(date),
             None => text("date").and_then(|date| {
                 OffsetDateTime::parse(date, &time::format_description::well_known::Rfc2822)
                     .ok()
-                    .or_else(|| basic(date))
+                    .or_else(|| parse_basic(date))
             }),
         };
         let at = at.ok_or_else(|| {
             incomplete("Authorization header requires existence of either a 'X-Amz-Date' or a 'Date' header.")
         })?;
-        let token = text("x-amz-security-token").map(str::to_owned);
-        Self::new(credential, signed, signature, at, None, token)
+        let token = text("x-amz-security-token").map(Cow::from);
+        Self::new(credential.into(), signed.into(), signature.into(), at, None, token)
     }
 
     fn of_query(query: &[(Vec<u8>, Vec<u8>)]) -> Result<Self, Rejection> {
@@ -128,64 +129,74 @@ impl Signature {
         if need("X-Amz-Algorithm")? != ALGORITHM {
             return Err(incomplete(format!("X-Amz-Algorithm must be {ALGORITHM}.")));
         }
-        let at = basic(need("X-Amz-Date")?).ok_or_else(|| {
+        let at = parse_basic(need("X-Amz-Date")?).ok_or_else(|| {
             incomplete("X-Amz-Date must be in the ISO8601 Long Format \"yyyyMMdd'T'HHmmss'Z'\".")
         })?;
         let expires =
             need("X-Amz-Expires")?.parse().ok().filter(|seconds| (1..=MAX_EXPIRES).contains(seconds));
         let expires = expires
             .ok_or_else(|| incomplete(format!("X-Amz-Expires must be from 1 to {MAX_EXPIRES} seconds.")))?;
-        let token = get("X-Amz-Security-Token").map(str::to_owned);
+        let need = |name: &str| need(name).map(|value| Cow::from(value.to_owned()));
         let (signed, signature) = (need("X-Amz-SignedHeaders")?, need("X-Amz-Signature")?);
+        let token = get("X-Amz-Security-Token").map(|token| token.to_owned().into());
         Self::new(need("X-Amz-Credential")?, signed, signature, at, Some(expires), token)
     }
 
     fn new(
-        credential: &str,
-        signed: &str,
-        signature: &str,
+        credential: Cow<'a, str>,
+        signed: Cow<'a, str>,
+        signature: Cow<'a, str>,
         at: OffsetDateTime,
         expires: Option<i64>,
-        session_token: Option<String>,
+        session_token: Option<Cow<'a, str>>,
     ) -> Result<Self, Rejection> {
-        let mut elements = credential.splitn(6, '/');
-        let mut element = || elements.next().unwrap_or_default();
-        let (access_key_id, day, region, service, terminator) =
-            (element(), element(), element(), element(), element());
-        if terminator != TERMINATOR || !element().is_empty() {
+        let last = credential.rsplit('/').next();
+        if credential.split('/').count() != ELEMENTS || last != Some(TERMINATOR) {
             return Err(incomplete(
                 "Credential must have exactly 5 slash-delimited elements, e.g. keyid/date/region/service/term.",
             ));
         }
-        if [access_key_id, day, region, service]
-            .iter()
-            .any(|part| part.is_empty() || part.len() > MAX_ELEMENT)
-        {
+        if credential.split('/').any(|element| element.is_empty() || element.len() > MAX_ELEMENT) {
             return Err(incomplete("An element of the Credential is empty or too long."));
         }
-        let mut signed_headers: Vec<String> =
-            signed.split(';').take(MAX_SIGNED_HEADERS + 1).map(str::to_ascii_lowercase).collect();
-        if signed_headers.len() > MAX_SIGNED_HEADERS {
+        if signed.split(';').count() > MAX_SIGNED_HEADERS {
             return Err(incomplete("SignedHeaders names too many headers."));
         }
+        let mut signed_headers: Vec<Cow<'a, str>> = match signed {
+            Cow::Borrowed(names) => names.split(';').map(in_lower_case).collect(),
+            Cow::Owned(names) => names.split(';').map(|name| name.to_ascii_lowercase().into()).collect(),
+        };
         signed_headers.sort_unstable();
         if !signed_headers.iter().any(|name| name == "host" || name == ":authority") {
             return Err(incomplete(
                 "'Host' or ':authority' must be a 'SignedHeader' in the AWS Authorization.",
             ));
         }
-        Ok(Self {
-            access_key_id: access_key_id.to_owned(),
-            day: day.to_owned(),
-            region: region.to_owned(),
-            service: service.to_owned(),
+        let mut found = Self {
+            credential,
             session_token,
-            paths: PathStyle::of(service),
+            paths: PathStyle::Normalized,
             signed_headers,
-            signature: signature.to_owned(),
+            signature,
             at,
             expires,
-        })
+        };
+        found.paths = PathStyle::of(found.scope().service);
+        Ok(found)
+    }
+
+    /// The key that signed.
+    pub fn access_key_id(&self) -> &str {
+        self.element(0)
+    }
+
+    /// What the signature is good for, as it says itself.
+    pub fn scope(&self) -> Scope<'_> {
+        Scope { day: self.element(1), region: self.element(2), service: self.element(3) }
+    }
+
+    fn element(&self, index: usize) -> &str {
+        self.credential.split('/').nth(index).unwrap_or_default()
     }
 
     /// Checks that the request's signature is that of the key's secret, and still good.
@@ -194,15 +205,15 @@ impl Signature {
     /// [`Rejection::Expired`] and [`Rejection::Mismatch`].
     pub fn verify(
         &self,
-        secret: &str,
+        secret: &Secret,
         request: &Parts,
         body: &[u8],
         now: OffsetDateTime,
     ) -> Result<(), Rejection> {
         self.check_time(now)?;
         self.check_headers(&request.headers)?;
-        let scope = Scope { day: &self.day, region: &self.region, service: &self.service };
-        let expected = self.canonical(request, body)?.sign(secret, self.at, &scope);
+        let scope = self.scope();
+        let expected = self.canonical(request, body)?.sign(&secret.key(&scope), self.at, &scope);
         if bool::from(expected.as_bytes().ct_eq(self.signature.as_bytes())) {
             return Ok(());
         }
@@ -212,11 +223,10 @@ impl Signature {
     }
 
     fn check_time(&self, now: OffsetDateTime) -> Result<(), Rejection> {
-        let at = timestamp::basic(self.at);
-        if !at.starts_with(&self.day) {
+        let (at, day) = (timestamp::basic(self.at), self.scope().day);
+        if !at.starts_with(day) {
             return Err(Rejection::Mismatch(format!(
-                "Date in Credential scope does not match YYYYMMDD from ISO-8601 version of date from HTTP: '{}' != '{}', from '{at}'.",
-                self.day,
+                "Date in Credential scope does not match YYYYMMDD from ISO-8601 version of date from HTTP: '{day}' != '{}', from '{at}'.",
                 &at[..8]
             )));
         }
@@ -279,10 +289,10 @@ impl Signature {
     ///
     /// # Errors
     /// [`Rejection::Mismatch`] where a signed header is missing, or the body is not that of `X-Amz-Content-Sha256`.
-    pub fn canonical<'a>(&'a self, request: &'a Parts, body: &[u8]) -> Result<Canonical<'a>, Rejection> {
+    pub fn canonical<'r>(&'r self, request: &'r Parts, body: &[u8]) -> Result<Canonical<'r>, Rejection> {
         let payload = self.payload(request, body)?;
-        let header = |name: &'a String| {
-            canonical_header(request, name).map(|value| (name.into(), value)).ok_or_else(|| {
+        let header = |name: &'r Cow<'a, str>| {
+            canonical_header(request, name).map(|value| ((&**name).into(), value)).ok_or_else(|| {
                 Rejection::Mismatch(format!("The signed header '{name}' is not in the request."))
             })
         };
@@ -298,5 +308,12 @@ impl Signature {
             headers,
             payload,
         })
+    }
+}
+
+fn in_lower_case(name: &str) -> Cow<'_, str> {
+    match name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        true => name.to_ascii_lowercase().into(),
+        false => name.into(),
     }
 }

@@ -1,5 +1,6 @@
 //! What describe operations share: ids, filters and pages.
 
+use std::borrow::Cow;
 use std::ops::RangeInclusive;
 
 use haar_api::xml::Content;
@@ -121,15 +122,14 @@ impl<T: Resource, C> Kind<T, C> {
             },
         )?;
         let matching = |record: &&Entry<T>| only(record) && filters.matches(record, context);
-        let (records, next) = if let Some(found) = found {
-            page.take(found.iter().filter(matching), |record| record.id())
+        Ok(if let Some(found) = found {
+            page.take(found.iter().filter(matching).cloned(), |record| record.id())
         } else if let Some(candidates) = self.candidates(ctx, snapshot, &filters) {
-            page.take(candidates.into_iter().filter(matching), |record| record.id())
+            page.take(candidates.into_iter().filter(matching).cloned(), |record| record.id())
         } else {
             let all = snapshot.list_after(&ctx.account, &ctx.region, page.after().unwrap_or_default());
-            page.take(all.filter(matching), |record| record.id())
-        };
-        Ok((records.into_iter().cloned().collect(), next))
+            page.take(all.filter(matching).cloned(), |record| record.id())
+        })
     }
 
     fn by_ids(&self, ctx: &Context, snapshot: &Snapshot, ids: &[String]) -> Result<Vec<Entry<T>>> {
@@ -154,15 +154,15 @@ impl<T: Resource, C> Kind<T, C> {
         &self,
         ctx: &Context,
         snapshot: &'s Snapshot,
-        filters: &Filters<T, C>,
+        filters: &Filters<'_, T, C>,
     ) -> Option<Vec<&'s Entry<T>>> {
         let values = |filter| match filter {
-            TAG_FILTERS => filters
-                .tag_literals()
-                .map(|(key, values)| values.iter().map(|value| haar_records::tag(key, value)).collect()),
-            _ => filters.literals(filter).map(<[String]>::to_vec),
+            TAG_FILTERS => filters.tag_literals().map(|(key, values)| {
+                values.iter().map(|value| haar_records::tag(key, value).into()).collect()
+            }),
+            _ => filters.literals(filter).map(<[_]>::to_vec),
         };
-        let (values, index): (Vec<String>, _) =
+        let (values, index): (Vec<Cow<'_, str>>, _) =
             self.indexes.iter().find_map(|(filter, index)| Some((values(*filter)?, index)))?;
         let mut found: Vec<&Entry<T>> = values
             .iter()
@@ -201,7 +201,7 @@ pub fn ids_or_pages(parameter: &str, ids: &[String], max_results: Option<i32>) -
 ///
 /// # Errors
 /// For filters that the operation does not have.
-pub fn parse<T, C>(table: &FilterTable<T, C>, filters: &[model::Filter]) -> Result<Filters<T, C>> {
+pub fn parse<'r, T, C>(table: &FilterTable<T, C>, filters: &'r [model::Filter]) -> Result<Filters<'r, T, C>> {
     let pairs = filters.iter().map(|f| (f.name.as_deref(), f.values.iter().map(String::as_str)));
     Ok(table.parse(pairs)?)
 }

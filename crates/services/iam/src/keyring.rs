@@ -8,6 +8,7 @@ use std::time::Duration;
 use flate2::Compression;
 use flate2::read::DeflateDecoder;
 use flate2::write::DeflateEncoder;
+use haar_api::sigv4::Secret;
 use haar_api::{AccessKey, Context, Credentials, KeyError, Principal, PrincipalKind, Session};
 use haar_records::GLOBAL_ACCOUNT;
 use haar_records::iam::{self, AccessKeyStatus, Account, REGION, Role, Usage, User};
@@ -114,8 +115,8 @@ pub struct Keyring {
     store: Store,
     sealer: Sealer,
     usage: Arc<Mutex<HashMap<String, Usage>>>,
-    secrets: Arc<Opened<String>>,
-    sessions: Arc<Opened<Arc<Token>>>,
+    secrets: Arc<Opened<Arc<Secret>>>,
+    sessions: Arc<Opened<Arc<(Token, Arc<Secret>)>>>,
 }
 
 impl Keyring {
@@ -295,7 +296,8 @@ impl Keyring {
             }
             _ => Principal::root(&key.owner_account, ""),
         };
-        let secret = self.secrets.get(id, &key.secret.0, || self.sealer.open_secret(id, &key.secret))?;
+        let open = || self.sealer.open_secret(id, &key.secret).map(|secret| Arc::new(Secret::new(secret)));
+        let secret = self.secrets.get(id, &key.secret.0, open)?;
         Some(AccessKey { secret, principal: Principal { access_key_id: id.to_owned(), ..principal } })
     }
 
@@ -308,16 +310,19 @@ impl Keyring {
     ) -> Result<AccessKey, KeyError> {
         let open = || {
             let state = unpack(&self.sealer.open_token(id, token)?)?;
-            serde_json::from_slice(&state).ok().map(Arc::new)
+            let token: Token = serde_json::from_slice(&state).ok()?;
+            let secret = Arc::new(Secret::new(&*token.secret));
+            Some(Arc::new((token, secret)))
         };
-        let token: Arc<Token> = self.sessions.get(id, token, open).ok_or(KeyError::Unknown)?;
+        let opened = self.sessions.get(id, token, open).ok_or(KeyError::Unknown)?;
+        let (token, secret) = &*opened;
         if token.session.expires <= now {
             return Err(KeyError::Expired);
         }
         let principal = principal_of(snapshot, &token.account, &token.holder).ok_or(KeyError::Unknown)?;
         let principal =
             Principal { access_key_id: id.to_owned(), session: Some(token.session.clone()), ..principal };
-        Ok(AccessKey { secret: token.secret.clone(), principal })
+        Ok(AccessKey { secret: secret.clone(), principal })
     }
 }
 
@@ -527,7 +532,7 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn root_keys_follow_the_file_but_not_back_from_deletion() {
         let keyring = keyring().await;
-        let secret = |id: &str| keyring.lookup(id, None, now()).map(|key| key.secret);
+        let secret = |id: &str| keyring.lookup(id, None, now()).map(|key| key.secret.expose().to_owned());
         assert_eq!(secret("AKIAROOT").as_deref(), Ok("root-secret"));
         assert!(keyring.lookup("AKIAROOT", None, now()).unwrap().principal.is_root());
         assert_eq!(secret("AKIANONE"), Err(KeyError::Unknown));
@@ -564,7 +569,7 @@ pub(crate) mod tests {
         let other = Keyring::new(keyring.store.clone(), Sealer::new([8; 32]));
         assert!(other.lookup("AKIAROOT", None, now()).is_err());
         other.import(&root("AKIAROOT", "root-secret")).await.unwrap();
-        assert_eq!(other.lookup("AKIAROOT", None, now()).unwrap().secret, "root-secret");
+        assert_eq!(other.lookup("AKIAROOT", None, now()).unwrap().secret.expose(), "root-secret");
     }
 
     #[tokio::test]

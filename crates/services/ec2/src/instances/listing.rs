@@ -18,7 +18,8 @@ const MOST_INSTANCES: usize = 32;
 /// The encoded reservations of every account and region that was listed.
 #[derive(Default)]
 pub struct Listing {
-    views: Mutex<HashMap<(String, String), View>>,
+    /// By the account, then by the region.
+    views: Mutex<HashMap<String, HashMap<String, View>>>,
 }
 
 /// The reservations of an account and region.
@@ -58,31 +59,29 @@ impl Listing {
     ) -> Result<(Vec<Encoded<Reservation>>, R), E> {
         let snapshot = store.snapshot();
         let (mut instances, mut rest) = choose(&snapshot)?;
-        let encode = |snapshot, (id, instances): (&&str, &Vec<&Entry<Instance>>)| {
-            Encoded::from(describe::reservation_of(ctx, snapshot, id, instances.iter().copied()))
-        };
         if instances.len() <= FEW {
-            let chosen = by_reservation(&instances);
-            let at_hand = self.at_hand(ctx, &snapshot, &chosen, |one| encode(&snapshot, one));
-            let found = at_hand.unwrap_or_else(|| chosen.iter().map(|one| encode(&snapshot, one)).collect());
+            let chosen = by_reservation(&mut instances);
+            let at_hand = self.at_hand(ctx, &snapshot, chosen.clone());
+            let found = at_hand.unwrap_or_else(|| chosen.map(|one| encode(ctx, &snapshot, one)).collect());
             return Ok((found, rest));
         }
         let (current, segments) = self.current(store, ctx);
         if current.revision() != snapshot.revision() {
             (instances, rest) = choose(&current)?;
         }
-        let chosen = by_reservation(&instances);
+        let chosen: HashMap<&str, &[Entry<Instance>]> =
+            by_reservation(&mut instances).map(|one| (one[0].reservation_id.as_str(), one)).collect();
         let mut found = Vec::new();
         for segment in &segments {
             // The reservations before `done` are answered, those from there up to the current one are chosen whole.
             let mut done = 0;
             for (index, (id, count)) in segment.reservations.iter().enumerate() {
-                let part = chosen.get_key_value(id.as_str());
-                if part.is_some_and(|(_, instances)| instances.len() == *count) {
+                let part = chosen.get(id.as_str());
+                if part.is_some_and(|instances| instances.len() == *count) {
                     continue;
                 }
                 found.extend((done < index).then(|| segment.items.run(done..index)));
-                found.extend(part.map(|part| encode(&current, part)));
+                found.extend(part.map(|part| encode(ctx, &current, part)));
                 done = index + 1;
             }
             let end = segment.reservations.len();
@@ -91,26 +90,26 @@ impl Listing {
         Ok((found, rest))
     }
 
-    /// Some whole reservations, where nothing has changed since the latest listing; those that are not whole are `encode`d.
+    /// Some reservations, where nothing has changed since the latest listing.
     fn at_hand<'c>(
         &self,
         ctx: &Context,
         snapshot: &Snapshot,
-        chosen: &'c BTreeMap<&'c str, Vec<&'c Entry<Instance>>>,
-        encode: impl Fn((&'c &'c str, &'c Vec<&'c Entry<Instance>>)) -> Encoded<Reservation>,
+        chosen: impl Iterator<Item = &'c [Entry<Instance>]>,
     ) -> Option<Vec<Encoded<Reservation>>> {
         let views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
-        let view = views.get(&(ctx.account.clone(), ctx.region.clone()))?;
+        let view = views.get(&ctx.account)?.get(&ctx.region)?;
         if view.snapshot.revision() != snapshot.revision() {
             return None;
         }
-        let find = |one: (&'c &'c str, &'c Vec<_>)| {
-            let segment = view.segments.get(&view.segment_of(one.0))?;
-            let index = segment.reservations.binary_search_by(|(id, _)| id.as_str().cmp(one.0)).ok()?;
-            let whole = segment.reservations[index].1 == one.1.len();
-            Some(if whole { segment.items.run(index..index + 1) } else { encode(one) })
+        let find = |instances: &'c [Entry<Instance>]| {
+            let id = &instances[0].reservation_id;
+            let (_, segment) = view.segment(id)?;
+            let index = segment.reservations.binary_search_by(|(known, _)| known.cmp(id)).ok()?;
+            let whole = segment.reservations[index].1 == instances.len();
+            Some(if whole { segment.items.run(index..index + 1) } else { encode(ctx, snapshot, instances) })
         };
-        chosen.iter().map(find).collect()
+        chosen.map(find).collect()
     }
 
     /// The latest snapshot and every segment of it.
@@ -118,23 +117,28 @@ impl Listing {
         let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
         // Taken under the lock: a view never goes back.
         let snapshot = store.snapshot();
-        let scope = (ctx.account.clone(), ctx.region.clone());
         let view = views
-            .entry(scope)
+            .entry(ctx.account.clone())
+            .or_default()
+            .entry(ctx.region.clone())
             .and_modify(|view| view.follow(ctx, &snapshot))
             .or_insert_with(|| View::new(ctx, &snapshot));
         (snapshot, view.segments.values().cloned().collect())
     }
 }
 
-/// Instances by their reservation, each in the order of the launch.
-fn by_reservation(instances: &[Entry<Instance>]) -> BTreeMap<&str, Vec<&Entry<Instance>>> {
-    let mut found = BTreeMap::<_, Vec<_>>::new();
-    for instance in instances {
-        found.entry(instance.reservation_id.as_str()).or_default().push(instance);
-    }
-    found.values_mut().for_each(|instances| instances.sort_by_key(|instance| instance.ami_launch_index));
-    found
+/// Instances by their reservation, in the order of the reservations' ids, each in the order of the launch.
+fn by_reservation(instances: &mut [Entry<Instance>]) -> impl Iterator<Item = &[Entry<Instance>]> + Clone {
+    instances.sort_by(|one, other| {
+        let ids = one.reservation_id.cmp(&other.reservation_id);
+        ids.then(one.ami_launch_index.cmp(&other.ami_launch_index))
+    });
+    instances.chunk_by(|one, other| one.reservation_id == other.reservation_id)
+}
+
+/// Some instances of one reservation.
+fn encode(ctx: &Context, snapshot: &Snapshot, instances: &[Entry<Instance>]) -> Encoded<Reservation> {
+    describe::reservation_of(ctx, snapshot, &instances[0].reservation_id, instances).into()
 }
 
 impl View {
@@ -163,7 +167,8 @@ impl View {
         }
         let mut stale: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for id in self.changed(ctx, snapshot) {
-            stale.entry(self.segment_of(&id)).or_default().insert(id);
+            let segment = self.segment(&id).map_or_else(String::new, |(key, _)| key.clone());
+            stale.entry(segment).or_default().insert(id);
         }
         self.snapshot = snapshot.clone();
         for (segment, mut ids) in stale {
@@ -174,10 +179,10 @@ impl View {
         }
     }
 
-    /// The key of the segment where a reservation is or belongs.
-    fn segment_of(&self, id: &str) -> String {
+    /// The segment where a reservation is or belongs, with its key; none where there is no segment.
+    fn segment(&self, id: &str) -> Option<(&String, &Arc<Segment>)> {
         let before = self.segments.range::<str, _>((Bound::Unbounded, Bound::Included(id))).next_back();
-        before.or_else(|| self.segments.first_key_value()).map(|(key, _)| key.clone()).unwrap_or_default()
+        before.or_else(|| self.segments.first_key_value())
     }
 
     /// Reservations that look otherwise than in the view's snapshot, or may.
@@ -386,11 +391,9 @@ mod tests {
     fn fresh(handlers: &Handlers, choose: impl Fn(&Instance) -> bool) -> String {
         let snapshot = handlers.store.snapshot();
         let all = snapshot.list::<Instance>(SCOPE.account, SCOPE.region);
-        let all: Vec<_> = all.filter(|instance| choose(instance)).cloned().collect();
-        let encode = |(id, instances): (&str, Vec<_>)| {
-            Encoded::from(describe::reservation_of(&context(), &snapshot, id, instances))
-        };
-        text(&by_reservation(&all).into_iter().map(encode).collect::<Vec<_>>())
+        let mut all: Vec<_> = all.filter(|instance| choose(instance)).cloned().collect();
+        let encode = |instances: &[_]| encode(&context(), &snapshot, instances);
+        text(&by_reservation(&mut all).map(encode).collect::<Vec<_>>())
     }
 
     proptest! {
@@ -411,7 +414,7 @@ mod tests {
                 }
                 let views = handlers.listing.views.lock().unwrap();
                 let instances = |segment: &Segment| segment.reservations.iter().map(|(_, count)| count).sum::<usize>();
-                for segment in views.values().flat_map(|view| view.segments.values()) {
+                for segment in views.values().flat_map(HashMap::values).flat_map(|view| view.segments.values()) {
                     // A segment may be one reservation (of up to 8 here) longer than wanted.
                     prop_assert!((1..MOST_INSTANCES + 8).contains(&instances(segment)));
                 }
