@@ -142,3 +142,32 @@ impl http_body::Body for Body {
         SizeHint::with_exact(self.chunks.iter().map(|chunk| chunk.len() as u64).sum())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_of_all_lengths_are_sent_in_their_order() {
+        let mut rope = Rope::new();
+        let mut expected = Vec::new();
+        for length in [0, 1, 1000, CHAIN_FROM - 1, CHAIN_FROM, 3, CHUNK, 5, CHUNK + 1, 0, 70_000, 2] {
+            let piece: Vec<u8> = (0..length).map(|place| (place % 251) as u8).collect();
+            for _ in 0..5 {
+                rope.push(&piece);
+                rope.chain(&piece.clone().into());
+                expected.extend(piece.repeat(2));
+            }
+        }
+        assert_eq!(rope.len(), expected.len());
+        assert_eq!(rope.into_bytes(), expected);
+    }
+
+    #[test]
+    fn little_text_after_a_fragment_takes_little_memory() {
+        let mut rope = Rope::new();
+        rope.chain(&vec![b'x'; CHAIN_FROM].into());
+        rope.push(b"</list>");
+        assert!(rope.tail.capacity() <= SHORT);
+    }
+}

@@ -15,8 +15,9 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::AsHeaderName;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -301,7 +302,7 @@ impl Endpoint {
 
     /// The protocol of a request that is not signed for a service, and the namespace of its answers, for the form of an error.
     fn guess(&self, parts: &Parts, body: &[u8]) -> (Protocol, &'static str) {
-        let content_type = text(&parts.headers, header::CONTENT_TYPE.as_str()).unwrap_or_default();
+        let content_type = text(&parts.headers, header::CONTENT_TYPE).unwrap_or_default();
         if content_type.starts_with("application/x-amz-json-1.0") {
             return (Protocol::Json("1.0"), "");
         }
@@ -393,7 +394,7 @@ impl Endpoint {
             dry_run: false,
             now: caller.now,
             source_ip: peer,
-            user_agent: text(&parts.headers, header::USER_AGENT.as_str()).map(str::to_owned),
+            user_agent: text(&parts.headers, header::USER_AGENT).map(str::to_owned),
             client_token: None,
             fingerprint: [0; 32],
             noted: self.recorder.is_some()
@@ -689,8 +690,7 @@ async fn read(parts: &Parts, body: Incoming, most: usize) -> Result<Bytes, Error
         Error::new("RequestEntityTooLarge", format!("The request's body is longer than {most} bytes."))
             .with_status(413)
     };
-    let told =
-        text(&parts.headers, header::CONTENT_LENGTH.as_str()).and_then(|length| length.parse::<u64>().ok());
+    let told = text(&parts.headers, header::CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
     if told.is_some_and(|length| length > most as u64) {
         return Err(too_large());
     }
@@ -706,7 +706,7 @@ async fn read(parts: &Parts, body: Incoming, most: usize) -> Result<Bytes, Error
     }
 }
 
-fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+fn text(headers: &HeaderMap, name: impl AsHeaderName) -> Option<&str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
@@ -784,7 +784,7 @@ fn respond(
     *response.headers_mut() = headers;
     response.headers_mut().insert(header::CONTENT_TYPE, content_type);
     if let Ok(id) = HeaderValue::from_str(id) {
-        response.headers_mut().insert("x-amzn-requestid", id);
+        response.headers_mut().insert(HeaderName::from_static("x-amzn-requestid"), id);
     }
     response
 }

@@ -114,7 +114,7 @@ enum Holds {
 impl Text {
     /// The text of one value, which `write` writes.
     pub(crate) fn of(write: impl FnOnce(&mut Self)) -> Noted {
-        let mut text = Self::default();
+        let mut text = Self { out: Vec::with_capacity(256), open: Vec::with_capacity(8) };
         text.begin(None);
         write(&mut text);
         text.close();

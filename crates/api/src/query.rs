@@ -85,15 +85,20 @@ impl<'a> Form<'a> {
     ) -> Result<Value, Error> {
         self.remove(&["Action", "Version"]);
         let mut parameters = self.0;
-        if parameters.iter().any(|(key, _)| key.split('.').nth(MAX_DEPTH).is_some()) {
+        if parameters.iter().any(|(key, _)| key.bytes().filter(|byte| *byte == b'.').count() >= MAX_DEPTH) {
             return Err(malformed(&format!("A parameter has more than {MAX_DEPTH} parts.")));
         }
-        parameters.sort_by(|(one, _), (other, _)| one.split('.').cmp(other.split('.')));
+        parameters.sort_by(|(one, _), (other, _)| ranks(one).cmp(ranks(other)));
         if let Some(twice) = parameters.windows(2).find(|pair| pair[0].0 == pair[1].0) {
             return Err(repeated(&twice[0].0));
         }
-        Decoder { unsupported }.value(Node { parameters: &parameters, rest: 0 }, shape)
+        Decoder { unsupported }.value(Node { parameters: &parameters, part: 0, rest: 0 }, shape)
     }
+}
+
+/// The bytes of a key, so that they compare as its parts do: what ends a part comes before what goes on with it.
+fn ranks(key: &str) -> impl Iterator<Item = Option<u8>> {
+    key.bytes().map(|byte| (byte != b'.').then_some(byte))
 }
 
 fn decode(text: &[u8]) -> Result<Cow<'_, str>, Error> {
@@ -102,7 +107,7 @@ fn decode(text: &[u8]) -> Result<Cow<'_, str>, Error> {
         return std::str::from_utf8(text).map(Cow::Borrowed).map_err(|_| malformed(not_text));
     }
     let spaced: Vec<u8> = text.iter().map(|&byte| if byte == b'+' { b' ' } else { byte }).collect();
-    let plain = percent_encoding::percent_decode(&spaced).collect();
+    let plain = Cow::from(percent_encoding::percent_decode(&spaced)).into_owned();
     String::from_utf8(plain).map(Cow::Owned).map_err(|_| malformed(not_text))
 }
 
@@ -116,10 +121,12 @@ fn repeated(key: &str) -> Error {
 
 /// Parameters whose keys begin with the same parts, sorted by the parts that follow. There is one at least, but where a request
 /// has none.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 struct Node<'p> {
     parameters: &'p [Parameter<'p>],
-    /// Where the parts that follow begin in every key.
+    /// Where the last of these parts begins in every key.
+    part: usize,
+    /// Where the parts that follow begin.
     rest: usize,
 }
 
@@ -131,13 +138,12 @@ impl<'p> Node<'p> {
 
     /// The last of these parts.
     fn part(self) -> &'p str {
-        let path = self.path();
-        path.rsplit_once('.').map_or(path, |(_, part)| part)
+        &self.path()[self.part..]
     }
 
     /// The parameter that has no more parts, and the others by their next part.
     fn split(self) -> (Option<&'p str>, Children<'p>) {
-        let Node { parameters, rest } = self;
+        let Node { parameters, rest, .. } = self;
         match parameters {
             [(key, text), parameters @ ..] if key.len() < rest => (Some(text), Children { parameters, rest }),
             _ => (None, Children { parameters, rest }),
@@ -208,7 +214,7 @@ impl<'p> Iterator for Children<'p> {
         let count = self.parameters.iter().take_while(has_part).count();
         let (parameters, others) = self.parameters.split_at(count);
         self.parameters = others;
-        Some(Node { parameters, rest: end + 1 })
+        Some(Node { parameters, part: self.rest, rest: end + 1 })
     }
 }
 
@@ -332,4 +338,36 @@ fn double(text: &str) -> Option<f64> {
 /// Finds the slot of a member among a structure's decoded values.
 pub(crate) fn slot(members: &'static [Member], wanted: impl Fn(&Member) -> bool) -> Option<usize> {
     schema::slots(members).position(|(member, _)| wanted(member))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_found_by_the_parts_of_their_keys() {
+        let keys = ["B.C", "L.10.B", "L.2", "A.B", "A-x", "A", "A.C", ".A", "A\0", "L.10"];
+        let mut parameters: Vec<Parameter<'_>> = keys.map(|key| (key.into(), Cow::default())).into();
+        parameters.sort_by(|(one, _), (other, _)| ranks(one).cmp(ranks(other)));
+        let root = Node { parameters: &parameters, part: 0, rest: 0 };
+        let of = |children: Children<'_>| -> Vec<(String, String, usize)> {
+            children
+                .map(|node| (node.path().to_owned(), node.part().to_owned(), node.parameters.len()))
+                .collect()
+        };
+        let expected =
+            [("", "", 1), ("A", "A", 3), ("A\0", "A\0", 1), ("A-x", "A-x", 1), ("B", "B", 1), ("L", "L", 3)];
+        let owned = |(path, part, count): (&str, &str, usize)| (path.to_owned(), part.to_owned(), count);
+        assert_eq!(of(root.split().1), expected.map(owned));
+        let child = |index| root.split().1.nth(index).unwrap();
+        let (text, below) = child(1).split();
+        assert_eq!(text, Some(""));
+        assert_eq!(of(below), [("A.B", "B", 1), ("A.C", "C", 1)].map(owned));
+        let indices =
+            |items: Vec<(u32, Node<'_>)>| items.into_iter().map(|(index, _)| index).collect::<Vec<_>>();
+        assert_eq!(indices(child(5).items("").unwrap()), [2, 10]);
+        let refused = |items: Result<Vec<_>, Error>| items.unwrap_err().message;
+        assert_eq!(refused(child(4).items("")), "The parameter B.C is not recognized");
+        assert_eq!(refused(child(1).items("")), "The parameter A is not recognized");
+    }
 }

@@ -149,3 +149,33 @@ pub fn from_epoch(seconds: f64) -> Option<OffsetDateTime> {
     }
     OffsetDateTime::from_unix_timestamp_nanos((seconds * 1000.0).round() as i128 * 1_000_000).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_in_basic_format_is_read() {
+        for time in [
+            time::macros::datetime!(2015-08-30 12:36:00 UTC),
+            time::macros::datetime!(0001-12-31 23:59:59 UTC),
+        ] {
+            assert_eq!(parse_basic(&basic(time)), Some(time));
+        }
+        for text in [
+            "",
+            "2015-08-30T12:36:00Z",
+            "20150830T123600",
+            "20150830T123600Z ",
+            "20150830t123600Z",
+            "20151330T123600Z",
+            "20150229T123600Z",
+            "20150830T240000Z",
+            "20150830T126000Z",
+            "+0150830T123600Z",
+            "2015083éT12360Z",
+        ] {
+            assert_eq!(parse_basic(text), None, "{text}");
+        }
+    }
+}

@@ -334,6 +334,30 @@ fn the_verifier_accepts_the_suite_and_nothing_near_it() {
     }
 }
 
+/// A secret that has signed for one scope signs for another as if it had not.
+#[test]
+fn a_secret_serves_many_scopes() {
+    let at = time::macros::datetime!(2015-08-30 12:36:00 UTC);
+    let secret = Secret::new(SECRET);
+    let later = at + time::Duration::days(1);
+    let scopes = [
+        ("iam", "us-east-1", at),
+        ("ec2", "us-east-1", at),
+        ("ec2", "eu-west-1", at),
+        ("ec2", "eu-west-1", later),
+    ];
+    for (service, region, at) in scopes.into_iter().chain(scopes) {
+        let mut signed = request("GET", "/?a=b", &[("Host", "h")]);
+        Signer::new("AKIDEXAMPLE", SECRET, region, service).sign(&mut signed, b"", at).unwrap();
+        let signature = Signature::of(&signed).unwrap();
+        for _ in 0..2 {
+            assert_eq!(signature.verify(&secret, &signed, b"", at), Ok(()), "{service} {region} {at}");
+        }
+        let other = Secret::new("other");
+        assert!(matches!(signature.verify(&other, &signed, b"", at), Err(Rejection::Mismatch(_))));
+    }
+}
+
 /// The signature counts from 15 minutes before its time, and for 15 minutes or as long as it says.
 #[test]
 fn signatures_end() {

@@ -194,13 +194,17 @@ impl<'r, T, C> Filters<'r, T, C> {
         self.filters.iter().find(|filter| filter.name == name)?.literals()
     }
 
-    /// As [`Self::literals`], of the first filter by a tag: its key and the values.
-    #[must_use]
-    pub fn tag_literals(&self) -> Option<(&'r str, &[Cow<'r, str>])> {
-        self.filters.iter().find_map(|filter| match &filter.source {
-            Source::Tag(_, key) => Some((*key, filter.literals()?)),
+    /// Takes out the first filter by a tag whose values all stand for themselves: its key and the values. Records that have the
+    /// tag with one of them, which an index tells, pass if they pass the other filters.
+    pub fn take_tag(&mut self) -> Option<(&'r str, Vec<Cow<'r, str>>)> {
+        let is_such = |filter: &Filter<'r, T, C>| {
+            matches!(filter.source, Source::Tag(..)) && filter.literals().is_some()
+        };
+        let filter = self.filters.remove(self.filters.iter().position(is_such)?);
+        match filter.source {
+            Source::Tag(_, key) => Some((key, filter.values.literals)),
             _ => None,
-        })
+        }
     }
 
     /// Names and values as they came, for a [`Fingerprint`](crate::Fingerprint).
@@ -364,12 +368,15 @@ mod tests {
 
     #[test]
     fn an_index_is_offered_literal_values_only() {
-        let filters = parse(&[("volume-id", &["b\\*", "a"]), ("size", &["1*"])]).unwrap();
+        let mut filters = parse(&[("volume-id", &["b\\*", "a"]), ("size", &["1*"])]).unwrap();
         assert_eq!(filters.literals("volume-id").unwrap(), ["a", "b*"]);
         assert_eq!(filters.literals("size"), None);
         assert_eq!(filters.literals("zone"), None);
-        assert_eq!(filters.tag_literals(), None);
-        let filters = parse(&[("tag-key", &["Name"]), ("tag:a", &["z*"]), ("tag:a:b", &["x\\*y"])]).unwrap();
-        assert_eq!(filters.tag_literals().unwrap(), ("a:b", [Cow::from("x*y")].as_slice()));
+        assert!(filters.take_tag().is_none());
+        let mut filters =
+            parse(&[("tag-key", &["Name"]), ("tag:a", &["z*"]), ("tag:a:b", &["x\\*y"])]).unwrap();
+        assert_eq!(filters.take_tag().unwrap(), ("a:b", vec![Cow::from("x*y")]));
+        assert!(filters.take_tag().is_none());
+        assert_eq!(filters.raw(), [("tag-key", &["Name"][..]), ("tag:a", &["z*"])]);
     }
 }

@@ -20,10 +20,10 @@ pub type Tags = std::collections::BTreeMap<String, String>;
 /// The index by which a kind's records are found by their tags, under each as [`tag`] writes it.
 pub const TAG_INDEX: &str = "tag";
 
-/// A tag as `KEY=VALUE`. Two are written alike where a key contains `=`: what an index finds by it has to be looked at.
+/// A tag in one text, with the length of its key, so that no other is written alike.
 #[must_use]
 pub fn tag(key: &str, value: &str) -> String {
-    format!("{key}={value}")
+    format!("{}:{key}={value}", key.len())
 }
 
 /// The tags of a record, for its index.

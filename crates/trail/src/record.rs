@@ -8,71 +8,56 @@ use haar_api::timestamp::iso8601;
 use haar_api::{Error, Principal, PrincipalKind, SessionOrigin};
 use serde::{Deserialize, Serialize};
 
-/// The record of an event, one line.
+/// The record of an event, one line (CloudTrail User Guide, "CloudTrail record contents for management, data, and network activity
+/// events").
 ///
 /// # Errors
 /// What serde says; never, as all of it has a form in JSON.
 pub(crate) fn line(event: &Event<'_>) -> serde_json::Result<Vec<u8>> {
     let ctx = event.ctx;
-    let record = Record {
-        event_version: "1.11",
-        user_identity: identity(&ctx.principal, ctx.operation, event.response.as_ref()),
-        event_time: iso8601(ctx.now, false),
-        event_source: format!("{}.amazonaws.com", ctx.service),
-        event_name: ctx.operation,
-        aws_region: &ctx.region,
-        source_ip_address: ctx.source_ip.to_canonical().to_string(),
-        user_agent: ctx.user_agent.as_deref(),
-        error_code: event.error.map(|error| code(error, event.protocol)),
-        error_message: event.error.map(|error| error.message.as_str()),
-        request_id: &ctx.request_id,
-        event_id: haar_api::request_id(),
-        read_only: event.read_only,
-        event_type: "AwsApiCall",
-        management_event: true,
-        recipient_account_id: &ctx.account,
-        event_category: "Management",
-    };
-    let mut line = Vec::with_capacity(1024);
-    serde_json::to_writer(&mut line, &record)?;
-    // These are JSON already.
-    line.pop();
-    line.extend_from_slice(b",\"requestParameters\":");
-    line.extend_from_slice(event.request.as_bytes());
-    line.extend_from_slice(b",\"responseElements\":");
-    line.extend_from_slice(event.response.as_ref().map_or(b"null", Noted::as_bytes));
-    line.extend_from_slice(b"}\n");
-    Ok(line)
+    let mut line = Line(Vec::with_capacity(1024));
+    line.push("{\"eventVersion\":\"1.11\",\"userIdentity\":");
+    serde_json::to_writer(&mut line.0, &identity(&ctx.principal, ctx.operation, event.response.as_ref()))?;
+    line.text("eventTime", &iso8601(ctx.now, false))?;
+    line.text("eventSource", &format!("{}.amazonaws.com", ctx.service))?;
+    line.text("eventName", ctx.operation)?;
+    line.text("awsRegion", &ctx.region)?;
+    line.text("sourceIPAddress", &ctx.source_ip.to_canonical().to_string())?;
+    if let Some(agent) = &ctx.user_agent {
+        line.text("userAgent", agent)?;
+    }
+    if let Some(error) = event.error {
+        line.text("errorCode", &code(error, event.protocol))?;
+        line.text("errorMessage", &error.message)?;
+    }
+    line.text("requestID", &ctx.request_id)?;
+    line.text("eventID", &haar_api::request_id())?;
+    line.text("recipientAccountId", &ctx.account)?;
+    line.push(if event.read_only { ",\"readOnly\":true" } else { ",\"readOnly\":false" });
+    line.push(",\"eventType\":\"AwsApiCall\",\"managementEvent\":true,\"eventCategory\":\"Management\"");
+    line.push(",\"requestParameters\":");
+    line.0.extend_from_slice(event.request.as_bytes());
+    line.push(",\"responseElements\":");
+    line.0.extend_from_slice(event.response.as_ref().map_or(b"null", Noted::as_bytes));
+    line.push("}\n");
+    Ok(line.0)
 }
 
-/// CloudTrail User Guide, "CloudTrail record contents for management, data, and network activity events", without
-/// `requestParameters` and `responseElements`.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Record<'a> {
-    event_version: &'static str,
-    user_identity: Identity<'a>,
-    event_time: String,
-    event_source: String,
-    event_name: &'a str,
-    aws_region: &'a str,
-    #[serde(rename = "sourceIPAddress")]
-    source_ip_address: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    user_agent: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error_code: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error_message: Option<&'a str>,
-    #[serde(rename = "requestID")]
-    request_id: &'a str,
-    #[serde(rename = "eventID")]
-    event_id: String,
-    read_only: bool,
-    event_type: &'static str,
-    management_event: bool,
-    recipient_account_id: &'a str,
-    event_category: &'static str,
+/// A record that is being written. What each request writes is written without a tree or a table of its members.
+struct Line(Vec<u8>);
+
+impl Line {
+    fn push(&mut self, json: &str) {
+        self.0.extend_from_slice(json.as_bytes());
+    }
+
+    /// Writes a member that is text, after others.
+    fn text(&mut self, name: &'static str, text: &str) -> serde_json::Result<()> {
+        for piece in [",\"", name, "\":"] {
+            self.push(piece);
+        }
+        serde_json::to_writer(&mut self.0, text)
+    }
 }
 
 /// CloudTrail User Guide, "CloudTrail userIdentity element".

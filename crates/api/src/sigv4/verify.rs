@@ -32,8 +32,10 @@ const MAX_SIGNED_HEADERS: usize = 128;
 /// What a request says of its signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signature<'a> {
-    /// Key and scope, [`ELEMENTS`] of them.
+    /// Key and scope.
     credential: Cow<'a, str>,
+    /// Where each element of the credential ends.
+    ends: [usize; ELEMENTS],
     /// Session token of temporary credentials.
     pub session_token: Option<Cow<'a, str>>,
     /// How the path was signed: as the service's signatures write it.
@@ -150,16 +152,16 @@ impl<'a> Signature<'a> {
         expires: Option<i64>,
         session_token: Option<Cow<'a, str>>,
     ) -> Result<Self, Rejection> {
+        let slashes = credential.bytes().enumerate().filter(|(_, byte)| *byte == b'/');
         let last = credential.rsplit('/').next();
-        if credential.split('/').count() != ELEMENTS || last != Some(TERMINATOR) {
+        if slashes.clone().count() != ELEMENTS - 1 || last != Some(TERMINATOR) {
             return Err(incomplete(
                 "Credential must have exactly 5 slash-delimited elements, e.g. keyid/date/region/service/term.",
             ));
         }
-        if credential.split('/').any(|element| element.is_empty() || element.len() > MAX_ELEMENT) {
-            return Err(incomplete("An element of the Credential is empty or too long."));
-        }
-        if signed.split(';').count() > MAX_SIGNED_HEADERS {
+        let mut ends = [credential.len(); ELEMENTS];
+        ends.iter_mut().zip(slashes).for_each(|(end, (place, _))| *end = place);
+        if signed.bytes().filter(|byte| *byte == b';').count() >= MAX_SIGNED_HEADERS {
             return Err(incomplete("SignedHeaders names too many headers."));
         }
         let mut signed_headers: Vec<Cow<'a, str>> = match signed {
@@ -174,6 +176,7 @@ impl<'a> Signature<'a> {
         }
         let mut found = Self {
             credential,
+            ends,
             session_token,
             paths: PathStyle::Normalized,
             signed_headers,
@@ -181,6 +184,9 @@ impl<'a> Signature<'a> {
             at,
             expires,
         };
+        if (0..ELEMENTS).any(|index| !(1..=MAX_ELEMENT).contains(&found.element(index).len())) {
+            return Err(incomplete("An element of the Credential is empty or too long."));
+        }
         found.paths = PathStyle::of(found.scope().service);
         Ok(found)
     }
@@ -196,7 +202,8 @@ impl<'a> Signature<'a> {
     }
 
     fn element(&self, index: usize) -> &str {
-        self.credential.split('/').nth(index).unwrap_or_default()
+        let begin = index.checked_sub(1).map_or(0, |before| self.ends[before] + 1);
+        &self.credential[begin..self.ends[index]]
     }
 
     /// Checks that the request's signature is that of the key's secret, and still good.

@@ -111,7 +111,7 @@ impl<T: Resource, C> Kind<T, C> {
         found: Option<&[Entry<T>]>,
         only: impl Fn(&T) -> bool,
     ) -> Result<(Vec<Entry<T>>, Option<String>)> {
-        let filters = parse(&self.filters, request.filters)?;
+        let mut filters = parse(&self.filters, request.filters)?;
         let page = handlers.paginator.page(
             ctx,
             &PageRequest {
@@ -121,15 +121,15 @@ impl<T: Resource, C> Kind<T, C> {
                 limits: PAGE,
             },
         )?;
+        let records: Box<dyn Iterator<Item = &Entry<T>>> = match found {
+            Some(found) => Box::new(found.iter()),
+            None => self.candidates(ctx, snapshot, &mut filters).unwrap_or_else(|| {
+                let after = page.after().unwrap_or_default();
+                Box::new(snapshot.list_after(&ctx.account, &ctx.region, after))
+            }),
+        };
         let matching = |record: &&Entry<T>| only(record) && filters.matches(record, context);
-        Ok(if let Some(found) = found {
-            page.take(found.iter().filter(matching).cloned(), |record| record.id())
-        } else if let Some(candidates) = self.candidates(ctx, snapshot, &filters) {
-            page.take(candidates.into_iter().filter(matching).cloned(), |record| record.id())
-        } else {
-            let all = snapshot.list_after(&ctx.account, &ctx.region, page.after().unwrap_or_default());
-            page.take(all.filter(matching).cloned(), |record| record.id())
-        })
+        Ok(page.take(records.filter(matching).cloned(), |record| record.id()))
     }
 
     fn by_ids(&self, ctx: &Context, snapshot: &Snapshot, ids: &[String]) -> Result<Vec<Entry<T>>> {
@@ -149,30 +149,31 @@ impl<T: Resource, C> Kind<T, C> {
         if missing.is_empty() { Ok(found) } else { Err(self.id.missing_all(&missing).into()) }
     }
 
-    /// Fewer records than all among which the matching ones are, sorted by id, if an index tells.
+    /// Fewer records than all among which the matching ones are, sorted by id, if an index tells. A filter that it answers is
+    /// taken out.
     fn candidates<'s>(
         &self,
         ctx: &Context,
         snapshot: &'s Snapshot,
-        filters: &Filters<'_, T, C>,
-    ) -> Option<Vec<&'s Entry<T>>> {
-        let values = |filter| match filter {
-            TAG_FILTERS => filters.tag_literals().map(|(key, values)| {
-                values.iter().map(|value| haar_records::tag(key, value).into()).collect()
-            }),
+        filters: &mut Filters<'_, T, C>,
+    ) -> Option<Box<dyn Iterator<Item = &'s Entry<T>> + 's>> {
+        let mut values = |filter| match filter {
+            TAG_FILTERS => {
+                let (key, values) = filters.take_tag()?;
+                Some(values.iter().map(|value| haar_records::tag(key, value).into()).collect())
+            }
             _ => filters.literals(filter).map(<[_]>::to_vec),
         };
         let (values, index): (Vec<Cow<'_, str>>, _) =
-            self.indexes.iter().find_map(|(filter, index)| Some((values(*filter)?, index)))?;
-        let mut found: Vec<&Entry<T>> = values
-            .iter()
-            .flat_map(|value| snapshot.by_index(&ctx.account, &ctx.region, index, value))
-            .collect();
-        if values.len() > 1 {
-            found.sort_unstable_by(|a, b| a.id().cmp(b.id()));
-            found.dedup_by(|a, b| a.id() == b.id());
+            self.indexes.iter().find_map(|(filter, index)| Some((values(filter)?, index)))?;
+        let with = |value: &Cow<'_, str>| snapshot.by_index(&ctx.account, &ctx.region, index, value);
+        if let [value] = &*values {
+            return Some(Box::new(with(value)));
         }
-        Some(found)
+        let mut found: Vec<&Entry<T>> = values.iter().flat_map(with).collect();
+        found.sort_unstable_by(|a, b| a.id().cmp(b.id()));
+        found.dedup_by(|a, b| a.id() == b.id());
+        Some(Box::new(found.into_iter()))
     }
 }
 

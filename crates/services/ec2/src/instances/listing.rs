@@ -19,7 +19,7 @@ const MOST_INSTANCES: usize = 32;
 #[derive(Default)]
 pub struct Listing {
     /// By the account, then by the region.
-    views: Mutex<HashMap<String, HashMap<String, View>>>,
+    views: Mutex<BTreeMap<String, BTreeMap<String, View>>>,
 }
 
 /// The reservations of an account and region.
@@ -414,7 +414,7 @@ mod tests {
                 }
                 let views = handlers.listing.views.lock().unwrap();
                 let instances = |segment: &Segment| segment.reservations.iter().map(|(_, count)| count).sum::<usize>();
-                for segment in views.values().flat_map(HashMap::values).flat_map(|view| view.segments.values()) {
+                for segment in views.values().flat_map(BTreeMap::values).flat_map(|view| view.segments.values()) {
                     // A segment may be one reservation (of up to 8 here) longer than wanted.
                     prop_assert!((1..MOST_INSTANCES + 8).contains(&instances(segment)));
                 }

@@ -132,3 +132,48 @@ pub(crate) fn by_id(ctx: &Context, tx: &mut Tx, id: &str) -> Result<Volume> {
 fn wrong_state(volume: &Volume, wanted: VolumeState) -> Error {
     Error::new("IncorrectState", format!("The volume '{}' is not '{wanted}'.", volume.id))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{CreateVolumeRequest, Ec2, Tag, TagSpecification};
+    use crate::testing::{context, filter, handlers};
+
+    #[tokio::test]
+    async fn the_index_of_tags_tells_keys_and_values_apart() {
+        let handlers = handlers().await;
+        for tags in [&[("a", "b=c"), ("x", "1")][..], &[("a=b", "c"), ("x", "1")], &[("a", "*")]] {
+            let tag = |(key, value): &(&str, &str)| Tag {
+                key: Some((*key).to_owned()),
+                value: Some((*value).to_owned()),
+            };
+            let specification = TagSpecification {
+                resource_type: Some("volume".into()),
+                tags: tags.iter().map(tag).collect(),
+            };
+            let input = CreateVolumeRequest {
+                availability_zone: Some("eu-central-1a".into()),
+                size: Some(1),
+                tag_specifications: vec![specification],
+                ..CreateVolumeRequest::default()
+            };
+            handlers.create_volume(&context(), input).await.unwrap();
+        }
+        for (filters, expected) in [
+            (vec![filter("tag:a", "b=c")], 1),
+            (vec![filter("tag:a=b", "c")], 1),
+            (vec![filter("tag:x", "1")], 2),
+            (vec![filter("tag:x", "1"), filter("tag:a", "b=c")], 1),
+            (vec![filter("tag:a", "*"), filter("tag:x", "1")], 1),
+            (vec![filter("tag:a", "\\*"), filter("tag:x", "1")], 0),
+            (vec![filter("tag:a", "\\*")], 1),
+            (vec![filter("tag:x", "2")], 0),
+        ] {
+            let filters = filters.concat();
+            let request = Request::new(&[], &filters, None, None);
+            let (found, _) =
+                VOLUMES.page(&handlers, &context(), &handlers.store.snapshot(), &request, &()).unwrap();
+            assert_eq!(found.len(), expected, "{filters:?}");
+        }
+    }
+}
