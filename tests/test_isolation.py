@@ -228,9 +228,7 @@ class Owner:
         self.arns = [made_user["Arn"], role["Arn"], profile["Arn"], owned["Arn"]]
 
     def client(self, service: str):
-        if service not in self.clients:
-            self.clients[service] = self.daemon.client(service, **self.keys)
-        return self.clients[service]
+        return self.clients.get(service) or self.daemon.client(service, **self.keys)
 
     def id(self, kind: str, member: str) -> str:
         """What a member of a request says for the account's own resource of a type."""

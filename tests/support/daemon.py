@@ -124,23 +124,20 @@ class Daemon:
         return file.read_text(errors="replace") if file.exists() else ""
 
     def client(self, service: str, **options):
-        """A boto3 client; options replace the right settings. One without options is made once: that takes longer than any request."""
+        """A boto3 client; options replace the right settings. For the same settings it is made once: that takes longer than any request."""
         keys = self.credentials
-        known = (service, keys["access_key_id"])
-        if not options and known in self.clients:
-            return self.clients[known]
         settings = {
             "endpoint_url": self.endpoint,
             "region_name": self.region,
             "aws_access_key_id": keys["access_key_id"],
             "aws_secret_access_key": keys["secret_access_key"],
-            "config": Config(retries={"max_attempts": 0}, connect_timeout=5, read_timeout=60),
-        }
-        with SESSION_LOCK:
-            client = SESSION.client(service, **(settings | options))
-        if not options:
-            self.clients[known] = client
-        return client
+        } | options
+        known = (service, frozenset(settings.items()))
+        if known not in self.clients:
+            config = {"config": Config(retries={"max_attempts": 0}, connect_timeout=5, read_timeout=60)}
+            with SESSION_LOCK:
+                self.clients[known] = SESSION.client(service, **(config | settings))
+        return self.clients[known]
 
     @property
     def aws_environment(self) -> dict[str, str]:

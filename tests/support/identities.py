@@ -52,19 +52,14 @@ class User:
         self.arn, self.id = made["Arn"], made["UserId"]
         if statements:
             self.put(*statements)
-        self.key, self.clients = self.iam.create_access_key(UserName=self.name)["AccessKey"], {}
+        self.key = self.iam.create_access_key(UserName=self.name)["AccessKey"]
 
     def put(self, *statements: dict) -> None:
         self.iam.put_user_policy(UserName=self.name, PolicyName="own", PolicyDocument=policy(*statements))
 
     def client(self, service: str, **options):
         key = {"aws_access_key_id": self.key["AccessKeyId"], "aws_secret_access_key": self.key["SecretAccessKey"]}
-        if options:
-            return self.daemon.client(service, **(key | options))
-        # A client takes longer to make than a request to answer.
-        if service not in self.clients:
-            self.clients[service] = self.daemon.client(service, **key)
-        return self.clients[service]
+        return self.daemon.client(service, **(key | options))
 
 
 def with_credentials(daemon, credentials: dict, service: str):

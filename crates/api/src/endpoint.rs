@@ -226,28 +226,19 @@ impl Endpoint {
                     first = first_byte(&stream) => first,
                     () = shown_out => None,
                 };
-                let Some(first) = first else { return };
                 drop(place);
-                if first == TLS_HANDSHAKE
-                    && held.is_none()
-                    && let Some(tls) = &endpoint.tls
-                {
-                    // Not one of this thread's any more.
-                    let moved = stream.into_std().and_then(|stream| {
-                        let _main = main.enter();
-                        TcpStream::from_std(stream)
-                    });
-                    if let Ok(stream) = moved {
-                        let _ = tls.send(stream).await;
+                match (first, &held, &endpoint.tls) {
+                    (None, ..) => {}
+                    (Some(TLS_HANDSHAKE), None, Some(tls)) => send_on(stream, tls, &main).await,
+                    _ => {
+                        let answer = service_fn(move |request| {
+                            let endpoint = endpoint.clone();
+                            async move { Ok::<_, Infallible>(endpoint.answer(request, peer.ip()).await) }
+                        });
+                        let connection = server.serve_connection(TokioIo::new(stream), answer).into_owned();
+                        let _ = watcher.watch(connection).await;
                     }
-                    return;
                 }
-                let answer = service_fn(move |request| {
-                    let endpoint = endpoint.clone();
-                    async move { Ok::<_, Infallible>(endpoint.answer(request, peer.ip()).await) }
-                });
-                let connection = server.serve_connection(TokioIo::new(stream), answer).into_owned();
-                let _ = watcher.watch(connection).await;
                 drop(held);
             });
         }
@@ -493,6 +484,17 @@ fn finish(answer: Result<Answer, Error>, model: &ServiceModel, id: &str) -> Resp
             tracing::debug!(code = %error.code, message = error.message, "refused");
             refusal(&error, model.protocol, model.xml_namespace, id)
         }
+    }
+}
+
+/// Sends a connection on, as one of the `main` runtime: it is not this thread's any more.
+async fn send_on(stream: TcpStream, to: &mpsc::Sender<TcpStream>, main: &Handle) {
+    let moved = stream.into_std().and_then(|stream| {
+        let _main = main.enter();
+        TcpStream::from_std(stream)
+    });
+    if let Ok(stream) = moved {
+        let _ = to.send(stream).await;
     }
 }
 
