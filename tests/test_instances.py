@@ -256,6 +256,11 @@ def test_protection_from_termination_and_stop(launch, ec2):
     with pytest.raises(ClientError) as error:
         ec2.stop_instances(InstanceIds=[guest.id])
     assert code(error) == "OperationNotPermitted"
+    # What may not be stopped may not be terminated either.
+    with pytest.raises(ClientError, match="disableApiStop") as error:
+        ec2.terminate_instances(InstanceIds=[guest.id])
+    assert code(error) == "OperationNotPermitted"
+    ec2.modify_instance_attribute(InstanceId=guest.id, DisableApiStop={"Value": False})
     ec2.terminate_instances(InstanceIds=[guest.id])
     guest.wait_for_state("terminated")
     for operation in (ec2.start_instances, ec2.stop_instances):

@@ -13,4 +13,4 @@ mod message;
 mod resources;
 
 pub use access::{Access, Caller, Callers, Seal, environment};
-pub use resources::{Complete, Named, Policy, Query, Resource, Resources};
+pub use resources::{Complete, Named, Policy, Query, Resource, Resources, word};

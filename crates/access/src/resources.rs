@@ -86,16 +86,22 @@ impl<'a> Query<'a> {
         Part(self.operation.input, self.input)
     }
 
-    /// The first value at a path of members, as policies compare it.
+    /// The first value at a path of the request's members, as policies compare it.
     #[must_use]
     pub fn word(&self, path: &[&str]) -> Option<String> {
-        self.request().values(path).into_iter().find_map(|value| match value {
-            Value::String(text) => Some(text.clone()),
-            Value::Integer(number) => Some(number.to_string()),
-            Value::Boolean(truth) => Some(truth.to_string()),
-            _ => None,
-        })
+        word(self.request(), path)
     }
+}
+
+/// The first value at a path of members, as policies compare it.
+#[must_use]
+pub fn word(part: Part<'_>, path: &[&str]) -> Option<String> {
+    part.values(path).into_iter().find_map(|value| match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Integer(number) => Some(number.to_string()),
+        Value::Boolean(truth) => Some(truth.to_string()),
+        _ => None,
+    })
 }
 
 /// A resource and what policies may ask of it.

@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 use haar_api::schema::{Protocol, ServiceModel};
-use haar_api::sigv4::{Signature, Signer};
+use haar_api::sigv4::{Secret, Signature, Signer};
 use haar_api::value::Value;
 use haar_api::{Error, endpoint, json, xml};
 use http::request::Parts;
@@ -96,7 +96,9 @@ pub fn signature(data: &[u8]) {
     let now = OffsetDateTime::UNIX_EPOCH + time::Duration::days(16_677);
     if let Ok(signature) = Signature::of(&parts) {
         for at in [now, OffsetDateTime::now_utc()] {
-            assert!(signature.verify("a secret that signs nothing else", &parts, body, at).is_err());
+            assert!(
+                signature.verify(&Secret::new("a secret that signs nothing else"), &parts, body, at).is_err()
+            );
         }
         if let Ok(canonical) = signature.canonical(&parts, body) {
             assert!(canonical.request().ends_with(canonical.payload.as_bytes()));
@@ -107,7 +109,8 @@ pub fn signature(data: &[u8]) {
     signed.headers.remove("x-amz-content-sha256");
     let signer = Signer::new("AKIDEXAMPLE", "secret", "us-east-1", "service");
     if signer.sign(&mut signed, body, now).is_ok() {
-        let verified = Signature::of(&signed).map(|signature| signature.verify("secret", &signed, body, now));
+        let secret = Secret::new("secret");
+        let verified = Signature::of(&signed).map(|signature| signature.verify(&secret, &signed, body, now));
         assert_eq!(verified, Ok(Ok(())), "{signed:?}");
     }
 }

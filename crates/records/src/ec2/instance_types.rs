@@ -77,6 +77,16 @@ wire_enum! {
 }
 
 impl InstanceType {
+    /// Whether an instance can have so many volumes and network interfaces, as far as volumes are limited.
+    #[must_use]
+    pub fn takes(&self, volumes: usize, interfaces: usize) -> bool {
+        let used = match self.ebs_limit {
+            EbsLimit::Dedicated => volumes,
+            EbsLimit::Shared => volumes + interfaces,
+        };
+        used <= self.max_ebs_attachments as usize
+    }
+
     /// Virtual processors.
     #[must_use]
     pub const fn vcpus(&self) -> u32 {

@@ -96,10 +96,9 @@ pub fn check_volume(
         (None, None) => None,
         (Some((least, ..)), None) if volume_type == VolumeType::Gp3 => Some(least),
         (Some(_), None) => {
-            return Err(Error::new(
-                "MissingParameter",
-                format!("The parameter iops must be specified for {volume_type} volumes."),
-            ));
+            return Err(combination(format!(
+                "The parameter iops must be specified for {volume_type} volumes."
+            )));
         }
         (Some((least, most, per_gib)), Some(wanted)) => {
             let wanted = u32::try_from(wanted).unwrap_or(0);
@@ -322,7 +321,9 @@ pub(crate) fn plan_one(
         source = found.encryption;
         snapshot = Some((found.id, found.volume_size_gib));
     }
-    let base_size = base.map(|base| base.size_gib);
+    // "If you specify a snapshot, the default is the snapshot size" (EbsBlockDevice).
+    let own = |base: &&VolumePlan| base.snapshot == snapshot;
+    let base_size = base.filter(own).map(|base| base.size_gib);
     let least = snapshot.as_ref().map(|(_, size)| *size);
     let size_gib = match ebs.volume_size {
         Some(size) => u32::try_from(size)

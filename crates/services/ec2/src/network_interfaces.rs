@@ -13,7 +13,7 @@ use haar_store::{Snapshot, Tx};
 use ipnet::Ipv4Net;
 use time::OffsetDateTime;
 
-use crate::describe::{Kind, Request};
+use crate::describe::{Kind, Request, ids_or_pages};
 use crate::error::Result;
 use crate::handlers::Handlers;
 use crate::model;
@@ -229,6 +229,7 @@ pub async fn describe_network_interfaces(
     ctx: &Context,
     input: DescribeNetworkInterfacesRequest,
 ) -> Result<DescribeNetworkInterfacesResult> {
+    ids_or_pages("networkInterfaceSet", &input.network_interface_ids, input.max_results)?;
     let snapshot = handlers.store.snapshot();
     let request = Request::new(
         &input.network_interface_ids,

@@ -71,6 +71,12 @@ struct Token {
     session: Arc<Session>,
 }
 
+/// A session token that was opened.
+struct OpenToken {
+    token: Token,
+    secret: Arc<Secret>,
+}
+
 /// What was opened for the latest requests, by the ids of their access keys, with what it was sealed in: to open it
 /// takes longer than all else of a signature's check.
 struct Opened<T>(Mutex<HashMap<String, (String, T)>>);
@@ -116,7 +122,7 @@ pub struct Keyring {
     sealer: Sealer,
     usage: Arc<Mutex<HashMap<String, Usage>>>,
     secrets: Arc<Opened<Arc<Secret>>>,
-    sessions: Arc<Opened<Arc<(Token, Arc<Secret>)>>>,
+    sessions: Arc<Opened<Arc<OpenToken>>>,
 }
 
 impl Keyring {
@@ -312,10 +318,10 @@ impl Keyring {
             let state = unpack(&self.sealer.open_token(id, token)?)?;
             let token: Token = serde_json::from_slice(&state).ok()?;
             let secret = Arc::new(Secret::new(&*token.secret));
-            Some(Arc::new((token, secret)))
+            Some(Arc::new(OpenToken { token, secret }))
         };
         let opened = self.sessions.get(id, token, open).ok_or(KeyError::Unknown)?;
-        let (token, secret) = &*opened;
+        let OpenToken { token, secret } = &*opened;
         if token.session.expires <= now {
             return Err(KeyError::Expired);
         }

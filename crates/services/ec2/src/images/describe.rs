@@ -8,7 +8,7 @@ use haar_store::{Entry, Snapshot};
 use time::OffsetDateTime;
 
 use super::{find, sees};
-use crate::describe::parse;
+use crate::describe::{ids_or_pages, parse};
 use crate::error::Result;
 use crate::handlers::Handlers;
 use crate::{Scope, ids, model, tags};
@@ -117,6 +117,7 @@ pub async fn describe_images(
     ctx: &Context,
     input: model::DescribeImagesRequest,
 ) -> Result<model::DescribeImagesResult> {
+    ids_or_pages("imagesSet", &input.image_ids, input.max_results)?;
     let snapshot = handlers.store.snapshot();
     let filters = parse(&FILTERS, &input.filters)?;
     let flags = (&input.executable_users, input.include_deprecated, input.include_disabled);

@@ -163,12 +163,13 @@ impl Change {
             }
             Self::InstanceType(name) => {
                 must_be_stopped(&instance, "instanceType")?;
+                let hardware = run::known_type(name)
+                    .map_err(|error| Error::new("InvalidInstanceAttributeValue", error.message))?;
                 if *name != instance.spec.instance_type {
                     // Those of the new type ("CPU options for Amazon EC2 instances", EC2 User Guide).
                     instance.spec.cpu_options = None;
                 }
                 name.clone_into(&mut instance.spec.instance_type);
-                let hardware = run::known_type(name)?;
                 if instance.spec.network_interfaces.len() > hardware.max_network_interfaces as usize {
                     return Err(Error::new(
                         "AttachmentLimitExceeded",
@@ -233,8 +234,8 @@ fn device_flags(mappings: &[model::InstanceBlockDeviceMappingSpecification]) -> 
     let flag = |mapping: &model::InstanceBlockDeviceMappingSpecification| {
         let name = mapping.device_name.clone().ok_or_else(|| missing("BlockDeviceMapping.DeviceName"))?;
         let value = mapping.ebs.as_ref().and_then(|ebs| ebs.delete_on_termination);
-        let value = value.ok_or_else(|| missing("BlockDeviceMapping.Ebs.DeleteOnTermination"))?;
-        Ok((name, value))
+        // "If no value is specified for DeleteOnTermination, the default is true".
+        Ok((name, value.unwrap_or(true)))
     };
     mappings.iter().map(flag).collect()
 }

@@ -5,7 +5,7 @@ use haar_api::{Context, Error};
 use haar_core::FilterTable;
 use haar_records::ec2::{Instance, InstanceState, InstanceType, instance_type};
 
-use crate::describe::{Kind, Request};
+use crate::describe::{Kind, Request, ids_or_pages};
 use crate::error::{Result, combination, invalid_value, missing, shorten, unsupported};
 use crate::handlers::Handlers;
 use crate::{ids, model};
@@ -69,6 +69,7 @@ pub async fn describe_instance_credit_specifications(
     ctx: &Context,
     input: model::DescribeInstanceCreditSpecificationsRequest,
 ) -> Result<model::DescribeInstanceCreditSpecificationsResult> {
+    ids_or_pages("instancesSet", &input.instance_ids, input.max_results)?;
     let snapshot = handlers.store.snapshot();
     let request =
         Request::new(&input.instance_ids, &input.filters, input.max_results, input.next_token.as_deref());

@@ -4,11 +4,12 @@ use haar_api::Context;
 use haar_api::timestamp::iso8601;
 use haar_core::FilterTable;
 use haar_records::ec2::{
-    Attachment, Image, Instance, InstanceState, NetworkInterface, PlacementGroup, SecurityGroup,
-    ShutdownBehavior, StatusCheck, Volume,
+    Attachment, AttachmentStatus, BlockDevice, Image, ImageBoot, Instance, InstanceProfileAssociation,
+    InstanceState, NetworkInterface, PlacementGroup, SecurityGroup, ShutdownBehavior, StatusCheck, Volume,
 };
 use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION};
 use haar_store::{Entry, Snapshot};
+use time::OffsetDateTime;
 
 use super::{metadata_options, profiles};
 use crate::describe::{BY_TAG, Kind, Request, ids_or_pages};
@@ -58,9 +59,6 @@ pub(super) fn to_api(snapshot: &Snapshot, instance: &Instance) -> model::Instanc
     let (account, region) = (&instance.account, &instance.region);
     let spec = &instance.spec;
     let there = instance.status.state != InstanceState::Terminated;
-    // Records of old do not say how they boot; their images are of the library.
-    let image = || snapshot.get::<Image>(GLOBAL_ACCOUNT, GLOBAL_REGION, &spec.image_id);
-    let boot = spec.boot.clone().or_else(|| Some(image()?.boot.clone()));
     let interfaces: Vec<_> = spec
         .network_interfaces
         .iter()
@@ -114,7 +112,7 @@ pub(super) fn to_api(snapshot: &Snapshot, instance: &Instance) -> model::Instanc
         ebs_optimized: Some(spec.ebs_optimized),
         ena_support: Some(false),
         hypervisor: Some(model::HypervisorType::Xen),
-        iam_instance_profile: spec.instance_profile.as_ref().filter(|_| there).map(profiles::to_api),
+        iam_instance_profile: profile(instance).map(profiles::to_api),
         network_interfaces: interfaces.iter().map(|i| interface_to_api(snapshot, i)).collect(),
         root_device_name: Some(spec.root_device_name.clone()),
         root_device_type: Some(model::DeviceType::Ebs),
@@ -145,11 +143,23 @@ pub(super) fn to_api(snapshot: &Snapshot, instance: &Instance) -> model::Instanc
         hibernation_options: Some(model::HibernationOptions { configured: Some(false) }),
         metadata_options: Some(metadata_options::to_api(instance)),
         enclave_options: Some(model::EnclaveOptions { enabled: Some(false) }),
-        boot_mode: boot.as_ref().and_then(images::boot_mode),
+        boot_mode: boot(snapshot, instance).as_ref().and_then(images::boot_mode),
         platform_details: Some("Linux/UNIX".to_owned()),
         usage_operation: Some("RunInstances".to_owned()),
         usage_operation_update_time: Some(instance.launch_time),
     }
+}
+
+/// How an instance boots. Records of old do not say it; their images are of the library.
+fn boot(snapshot: &Snapshot, instance: &Instance) -> Option<ImageBoot> {
+    let image = || snapshot.get::<Image>(GLOBAL_ACCOUNT, GLOBAL_REGION, &instance.spec.image_id);
+    instance.spec.boot.clone().or_else(|| Some(image()?.boot.clone()))
+}
+
+/// The association with an instance profile, which ends with the instance.
+fn profile(instance: &Instance) -> Option<&InstanceProfileAssociation> {
+    let there = instance.status.state != InstanceState::Terminated;
+    instance.spec.instance_profile.as_ref().filter(|_| there)
 }
 
 fn placement_group(snapshot: &Snapshot, instance: &Instance) -> Option<Entry<PlacementGroup>> {
@@ -160,31 +170,32 @@ fn tenancy(instance: &Instance) -> model::Tenancy {
     if instance.spec.placement.dedicated { model::Tenancy::Dedicated } else { model::Tenancy::Default }
 }
 
+/// The devices of an instance whose volumes are attached to it, with the time and state of the attachment.
+fn attached_devices<'i>(
+    snapshot: &Snapshot,
+    instance: &'i Instance,
+) -> impl Iterator<Item = (&'i BlockDevice, OffsetDateTime, AttachmentStatus)> {
+    instance.spec.block_devices.iter().filter_map(|device| {
+        let volume = snapshot.get::<Volume>(&instance.account, &instance.region, &device.volume_id)?;
+        let attachment = volume.attachments.iter().find(|a| a.instance_id == instance.id)?;
+        Some((device, attachment.attach_time, attachment.status))
+    })
+}
+
 /// The volumes that are attached to an instance.
 pub(super) fn block_device_mappings(
     snapshot: &Snapshot,
     instance: &Instance,
 ) -> Vec<model::InstanceBlockDeviceMapping> {
-    let attached = |volume_id: &str| {
-        let volume = snapshot.get::<Volume>(&instance.account, &instance.region, volume_id)?;
-        let attachment = volume.attachments.iter().find(|a| a.instance_id == instance.id)?;
-        Some((attachment.attach_time, attachment.status))
-    };
-    instance
-        .spec
-        .block_devices
-        .iter()
-        .filter_map(|device| {
-            let (attach_time, status) = attached(&device.volume_id)?;
-            Some(model::InstanceBlockDeviceMapping {
-                device_name: Some(device.device_name.clone()),
-                ebs: Some(model::EbsInstanceBlockDevice {
-                    attach_time: Some(attach_time),
-                    delete_on_termination: Some(device.delete_on_termination),
-                    status: status.as_str().parse().ok(),
-                    volume_id: Some(device.volume_id.clone()),
-                }),
-            })
+    attached_devices(snapshot, instance)
+        .map(|(device, attach_time, status)| model::InstanceBlockDeviceMapping {
+            device_name: Some(device.device_name.clone()),
+            ebs: Some(model::EbsInstanceBlockDevice {
+                attach_time: Some(attach_time),
+                delete_on_termination: Some(device.delete_on_termination),
+                status: status.as_str().parse().ok(),
+                volume_id: Some(device.volume_id.clone()),
+            }),
         })
         .collect()
 }
@@ -256,6 +267,7 @@ fn status_to_api(instance: &Instance) -> model::InstanceStatus {
     };
     model::InstanceStatus {
         availability_zone: Some(instance.spec.availability_zone.clone()),
+        availability_zone_id: zones::zone_id(&instance.region, &instance.spec.availability_zone),
         instance_id: Some(instance.id.clone()),
         instance_state: Some(state(instance.status.state)),
         instance_status: Some(summary(
@@ -301,22 +313,22 @@ const INSTANCES: Kind<Instance, Snapshot> = Kind {
             let attachments = volumes.filter_map(|volume| volume.attachments.first().cloned());
             attachments.for_each(|a| probe.value(&iso8601(a.attach_time, true)));
         }),
-        ("block-device-mapping.delete-on-termination", |i, _, probe| {
-            i.spec.block_devices.iter().for_each(|device| probe.display(device.delete_on_termination));
+        ("block-device-mapping.delete-on-termination", |i, snapshot, probe| {
+            attached_devices(snapshot, i).for_each(|(device, ..)| probe.display(device.delete_on_termination));
         }),
-        ("block-device-mapping.device-name", |i, _, probe| {
-            probe.values(i.spec.block_devices.iter().map(|device| device.device_name.as_str()));
+        ("block-device-mapping.device-name", |i, snapshot, probe| {
+            attached_devices(snapshot, i).for_each(|(device, ..)| probe.value(&device.device_name));
         }),
         ("block-device-mapping.status", |i, snapshot, probe| {
             let volumes = snapshot.by_index::<Volume>(&i.account, &i.region, "instance", &i.id);
             volumes.for_each(|volume| probe.values(volume.attachments.iter().map(|a| a.status.as_str())));
         }),
-        ("block-device-mapping.volume-id", |i, _, probe| {
-            probe.values(i.spec.block_devices.iter().map(|device| device.volume_id.as_str()));
+        ("block-device-mapping.volume-id", |i, snapshot, probe| {
+            attached_devices(snapshot, i).for_each(|(device, ..)| probe.value(&device.volume_id));
         }),
         ("boot-mode", |i, snapshot, probe| {
-            let image = snapshot.get::<Image>(GLOBAL_ACCOUNT, GLOBAL_REGION, &i.spec.image_id);
-            probe.values(image.and_then(|image| images::boot_mode(&image.boot)).map(|mode| mode.to_string()).as_deref());
+            let mode = boot(snapshot, i).as_ref().and_then(images::boot_mode);
+            probe.values(mode.map(|mode| mode.to_string()).as_deref());
         }),
         ("capacity-reservation-id", |_, _, _| ()),
         ("capacity-reservation-specification.capacity-reservation-preference", |i, _, probe| {
@@ -338,14 +350,13 @@ const INSTANCES: Kind<Instance, Snapshot> = Kind {
         ("host-id", |_, _, _| ()),
         ("hypervisor", |_, _, probe| probe.value("xen")),
         ("iam-instance-profile.arn", |i, _, probe| {
-            probe.values(i.spec.instance_profile.as_ref().map(|profile| profile.arn.as_str()));
+            probe.values(profile(i).map(|profile| profile.arn.as_str()));
         }),
         ("iam-instance-profile.id", |i, _, probe| {
-            probe.values(i.spec.instance_profile.as_ref().map(|profile| profile.profile_id.as_str()));
+            probe.values(profile(i).map(|profile| profile.profile_id.as_str()));
         }),
         ("iam-instance-profile.name", |i, _, probe| {
-            let arn = i.spec.instance_profile.as_ref().map(|profile| profile.arn.as_str());
-            probe.values(arn.and_then(|arn| arn.rsplit('/').next()));
+            probe.values(profile(i).and_then(|profile| profile.arn.rsplit('/').next()));
         }),
         ("image-id", |i, _, probe| probe.value(&i.spec.image_id)),
         ("instance-id", |i, _, probe| probe.value(&i.id)),
@@ -385,7 +396,7 @@ const INSTANCES: Kind<Instance, Snapshot> = Kind {
         ("metadata-options.instance-metadata-tags", |i, _, probe| {
             probe.value(if i.spec.metadata_options.instance_tags { "enabled" } else { "disabled" });
         }),
-        ("metadata-options.state", |_, _, probe| probe.value("applied")),
+        ("metadata-options.state", |i, _, probe| probe.display(metadata_options::state(i))),
         ("monitoring-state", |i, _, probe| {
             probe.value(if i.spec.monitoring { "enabled" } else { "disabled" });
         }),

@@ -43,6 +43,7 @@ pub async fn start_instances(
             InstanceState::Pending | InstanceState::Running => Ok(None),
             InstanceState::Stopped => {
                 let hardware = run::known_type(&instance.spec.instance_type)?;
+                run::check_ebs_optimized(instance.spec.ebs_optimized, hardware)?;
                 let (zone, placement) = (&instance.spec.availability_zone, &instance.spec.placement);
                 let wanted = Wanted { hardware, zone, placement };
                 config.capacity.give(tx, Scope::from(ctx), &wanted, 1, 1)?;
@@ -126,8 +127,12 @@ pub async fn terminate_instances(
     let grace = grace(input.force, input.skip_os_shutdown);
     let (terminating_instances, refused) = haar_core::transact(&handlers.store, ctx, |tx| {
         let instances = by_ids(ctx, tx, &input.instance_ids)?;
-        let refused: Vec<_> = instances.iter().filter(|instance| is_protected(instance)).collect();
-        let zones: BTreeSet<_> = refused.iter().map(|instance| &instance.spec.availability_zone).collect();
+        let refused: Vec<_> = instances
+            .iter()
+            .filter_map(|instance| Some((instance, protection_from_termination(instance)?)))
+            .collect();
+        let zones: BTreeSet<_> =
+            refused.iter().map(|(instance, _)| &instance.spec.availability_zone).collect();
         let mut changes = Vec::new();
         for instance in &instances {
             if zones.contains(&instance.spec.availability_zone) {
@@ -141,7 +146,7 @@ pub async fn terminate_instances(
             tx.put(next);
         }
         let refused =
-            refused.first().map(|instance| protected(instance, "terminated", "disableApiTermination"));
+            refused.first().map(|(instance, attribute)| protected(instance, "terminated", attribute));
         match refused {
             // A dry run says what the request would answer.
             Some(error) if ctx.dry_run => Err(error),
@@ -188,9 +193,15 @@ fn assign_public_addresses(tx: &mut Tx, instance: &Instance, pool: Ipv4Net) -> R
     Ok(())
 }
 
-fn is_protected(instance: &Instance) -> bool {
-    instance.spec.disable_api_termination
-        && !matches!(instance.status.state, InstanceState::ShuttingDown | InstanceState::Terminated)
+/// The attribute that keeps an instance from being terminated; protection from being stopped does so as well (EC2 User Guide,
+/// "Enable stop protection for your EC2 instances").
+fn protection_from_termination(instance: &Instance) -> Option<&'static str> {
+    match (&instance.spec, instance.status.state) {
+        (_, InstanceState::ShuttingDown | InstanceState::Terminated) => None,
+        (spec, _) if spec.disable_api_termination => Some("disableApiTermination"),
+        (spec, _) if spec.disable_api_stop => Some("disableApiStop"),
+        _ => None,
+    }
 }
 
 fn protected(instance: &Instance, what: &str, attribute: &str) -> Error {

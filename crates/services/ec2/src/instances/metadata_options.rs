@@ -53,14 +53,19 @@ fn change(options: &mut MetadataOptions, input: &model::InstanceMetadataOptionsR
     Ok(())
 }
 
+/// Whether the options are applied: once the instance runs.
+pub(super) fn state(instance: &Instance) -> model::InstanceMetadataOptionsState {
+    match instance.status.state {
+        InstanceState::Pending => model::InstanceMetadataOptionsState::Pending,
+        _ => model::InstanceMetadataOptionsState::Applied,
+    }
+}
+
 /// The options as the API shows them.
 pub(super) fn to_api(instance: &Instance) -> model::InstanceMetadataOptionsResponse {
     let options = &instance.spec.metadata_options;
     model::InstanceMetadataOptionsResponse {
-        state: Some(match instance.status.state {
-            InstanceState::Pending => model::InstanceMetadataOptionsState::Pending,
-            _ => model::InstanceMetadataOptionsState::Applied,
-        }),
+        state: Some(state(instance)),
         http_tokens: Some(if options.http_tokens_required {
             model::HttpTokensState::Required
         } else {

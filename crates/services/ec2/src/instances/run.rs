@@ -93,6 +93,7 @@ fn plan(scope: Scope<'_>, tx: &mut Tx, input: &model::RunInstancesRequest) -> Re
     let type_name = input.instance_type.as_deref().unwrap_or(DEFAULT_INSTANCE_TYPE);
     let instance_type = known_type(type_name)?;
     credits::check_launch(input.credit_specification.as_ref(), instance_type)?;
+    check_ebs_optimized(input.ebs_optimized == Some(true), instance_type)?;
     let cpu_options = options::cpu(input.cpu_options.as_ref(), instance_type)?;
     let placement = options::placement(scope, tx, input.placement.as_ref(), instance_type)?;
     let capacity_reservation_preference =
@@ -108,7 +109,7 @@ fn plan(scope: Scope<'_>, tx: &mut Tx, input: &model::RunInstancesRequest) -> Re
     };
     let interfaces = plan_interfaces(scope, tx, input, instance_type)?;
     let volumes = block_devices::plan(tx, scope, &image, &input.block_device_mappings)?;
-    if volumes.len() > instance_type.max_ebs_attachments as usize {
+    if !instance_type.takes(volumes.len(), interfaces.len()) {
         return Err(Error::new(
             "AttachmentLimitExceeded",
             format!("Volumes attached exceeds the limit on volume count for instance type {type_name}."),
@@ -139,6 +140,23 @@ fn plan(scope: Scope<'_>, tx: &mut Tx, input: &model::RunInstancesRequest) -> Re
         volume_tags: tags_of("volume"),
         interface_tags: tags_of("network-interface"),
     })
+}
+
+/// Refuses EBS optimization of a type that does not have it.
+///
+/// # Errors
+/// `Unsupported`.
+pub(super) fn check_ebs_optimized(wanted: bool, hardware: &InstanceType) -> Result<()> {
+    if wanted && hardware.ebs.is_none() {
+        return Err(Error::new(
+            "Unsupported",
+            format!(
+                "EBS-optimized instances (EbsOptimized) are not supported for the instance type {}. Please check the documentation for supported configurations.",
+                hardware.name
+            ),
+        ));
+    }
+    Ok(())
 }
 
 /// The instance type of this name.
@@ -267,7 +285,10 @@ fn create_interface(
             attach_time: ctx.now,
             delete_on_termination: false,
         };
-        tx.put(NetworkInterface { attachment: Some(attachment), ..existing.clone() });
+        // An interface that is there gets no public address by itself, at no start of the instance.
+        let interface =
+            NetworkInterface { attachment: Some(attachment), associate_public_ip: false, ..existing.clone() };
+        tx.put(interface);
         return Ok(existing.id.clone());
     }
     let launch = LaunchInterface {
@@ -452,7 +473,7 @@ fn plan_interface(
         )));
     }
     if let Some(id) = spec.network_interface_id.as_deref() {
-        return plan_existing(scope, tx, spec, id, device_index);
+        return plan_existing(scope, tx, spec, id, device_index, zone);
     }
     let subnet = subnet_of(scope, tx, spec.subnet_id.as_deref(), zone, 1)?;
     let public = match spec.associate_public_ip_address {
@@ -483,6 +504,7 @@ fn plan_existing(
     spec: &model::InstanceNetworkInterfaceSpecification,
     id: &str,
     device_index: u32,
+    zone: Option<&str>,
 ) -> Result<InterfacePlan> {
     let others = spec.subnet_id.is_some()
         || !spec.groups.is_empty()
@@ -508,7 +530,7 @@ fn plan_existing(
     }
     Ok(InterfacePlan {
         device_index,
-        subnet: Subnet::clone(&*subnets::find(tx, scope, &existing.subnet_id)?),
+        subnet: subnet_of(scope, tx, Some(&existing.subnet_id), zone, 0)?,
         groups: existing.groups.clone(),
         private_ip: Some(existing.private_ip),
         public: false,

@@ -1,14 +1,14 @@
 //! The resources that requests name, with what policies may ask of them ("Actions, resources, and condition keys for Amazon EC2" in
 //! the Service Authorization Reference).
 
-use haar_access::{Complete, Named, Query, Resource};
+use haar_access::{Complete, Named, Query, Resource, word};
 use haar_api::Context;
 use haar_api::schema::{self, Kind, Operation, Part, slots};
 use haar_api::value::Value;
 use haar_core::Arn;
 use haar_records::ec2::{
-    Claim, ClaimScope, EbsDefaults, EbsSnapshot, Image, Instance, KeyPair, KeyType, NetworkInterface,
-    SecurityGroup, Subnet, Volume, Vpc,
+    Claim, ClaimScope, EbsDefaults, EbsSnapshot, Image, ImageDevice, Instance, KeyPair, KeyType,
+    NetworkInterface, SecurityGroup, Subnet, Volume, Vpc,
 };
 use haar_records::iam::{REGION, Role};
 use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION};
@@ -17,7 +17,7 @@ use haar_store::{Snapshot, Store};
 use crate::instances::profiles;
 use crate::scope::Scope;
 use crate::tags::Tagged;
-use crate::{defaults, images, launch_templates, subnets, tags};
+use crate::{defaults, images, launch_templates, subnets, tags, zones};
 
 /// Finds the resources of EC2 in the records.
 pub struct Resources(pub Store);
@@ -46,6 +46,7 @@ impl haar_access::Resources for Resources {
                 vec![finder.to_make(resource_type).with("ec2:CreateAction", query.operation())]
             }
             (resource_type, Named::Id(id)) => vec![finder.existing(resource_type, id)],
+            ("volume", Named::New) if query.operation() == "RunInstances" => finder.volumes_to_launch(),
             (resource_type, Named::New) => vec![finder.to_make(resource_type)],
             (resource_type, Named::Default) => finder.defaults(resource_type),
         }
@@ -167,7 +168,7 @@ impl Finder<'_> {
                             "ec2:InstanceProfile",
                             spec.instance_profile.as_ref().map(|profile| &profile.arn),
                         )
-                        .with("ec2:Tenancy", "default")
+                        .with("ec2:Tenancy", if spec.placement.dedicated { "dedicated" } else { "default" })
                 })
             }
             "volume" => self.recorded(resource.with("ec2:VolumeID", id), id, |resource, found: &Volume| {
@@ -287,12 +288,13 @@ impl Finder<'_> {
         let says = |path: &[&str]| self.query.word(path);
         match (resource_type, self.query.operation()) {
             ("instance", "RunInstances") => {
-                let zone = says(&["Placement", "AvailabilityZone"]);
                 let named =
                     says(&["IamInstanceProfile", "Arn"]).or_else(|| says(&["IamInstanceProfile", "Name"]));
                 let profile =
                     named.and_then(|named| profiles::find(&self.snapshot, self.scope().account, &named));
-                let zone = zone.or_else(|| Some(self.subnets().first()?.availability_zone.clone()));
+                let zone = self
+                    .zone(&["Placement"])
+                    .or_else(|| Some(self.subnets().first()?.availability_zone.clone()));
                 resource
                     .with("ec2:InstanceType", says(&["InstanceType"]).unwrap_or_else(|| "m1.small".into()))
                     .with("ec2:EbsOptimized", says(&["EbsOptimized"]).unwrap_or_else(|| "false".into()))
@@ -307,25 +309,14 @@ impl Finder<'_> {
                         says(&["MetadataOptions", "HttpPutResponseHopLimit"]),
                     )
             }
-            ("volume", "RunInstances") => {
-                let ebs = |member: &str| says(&["BlockDeviceMappings", "Ebs", member]);
-                resource
-                    .with(
-                        "ec2:Encrypted",
-                        self.is_encrypted(ebs("Encrypted").as_deref(), ebs("SnapshotId").as_deref()),
-                    )
-                    .with_some("ec2:VolumeSize", ebs("VolumeSize"))
-                    .with_some("ec2:VolumeType", ebs("VolumeType"))
-                    .with_some("ec2:VolumeIops", ebs("Iops"))
-                    .with_some("ec2:VolumeThroughput", ebs("Throughput"))
-            }
             ("volume", "CreateVolume") => resource
                 .with(
                     "ec2:Encrypted",
-                    self.is_encrypted(says(&["Encrypted"]).as_deref(), says(&["SnapshotId"]).as_deref()),
+                    self.is_encrypted(says(&["Encrypted"]).as_deref(), says(&["SnapshotId"]).as_deref())
+                        .to_string(),
                 )
                 .with("ec2:VolumeType", says(&["VolumeType"]).unwrap_or_else(|| "gp2".into()))
-                .with_some("ec2:AvailabilityZone", says(&["AvailabilityZone"]))
+                .with_some("ec2:AvailabilityZone", self.zone(&[]))
                 .with_some("ec2:VolumeSize", says(&["Size"]))
                 .with_some("ec2:VolumeIops", says(&["Iops"]))
                 .with_some("ec2:VolumeThroughput", says(&["Throughput"]))
@@ -399,23 +390,87 @@ impl Finder<'_> {
         if let Some(id) = named {
             return self.snapshot.get::<Subnet>(account, region, id).into_iter().collect();
         }
-        let zone = request.text(&["Placement", "AvailabilityZone"]).filter(|zone| !zone.is_empty());
+        let zone = self.zone(&["Placement"]);
         let count = self.query.word(&["MaxCount"]).and_then(|count| count.parse().ok());
         let needed = if request.list("NetworkInterfaces").is_empty() { count.unwrap_or(1) } else { 1 };
-        let best =
-            self.default_vpc().and_then(|vpc| subnets::best_default(&self.snapshot, &vpc, zone, needed));
+        let best = self
+            .default_vpc()
+            .and_then(|vpc| subnets::best_default(&self.snapshot, &vpc, zone.as_deref(), needed));
         best.into_iter().collect()
     }
 
+    /// The zone that the request tells the name or the id of, below these members.
+    fn zone(&self, path: &[&str]) -> Option<String> {
+        let says = |member| self.query.word(&[path, &[member]].concat()).filter(|text| !text.is_empty());
+        says("AvailabilityZone").or_else(|| {
+            let id = says("AvailabilityZoneId")?;
+            let mut zones = zones::zones(self.scope().region).into_iter();
+            zones.find(|zone| zone.id == id).map(|zone| zone.name)
+        })
+    }
+
+    /// The volumes of a launch: those of the image's devices and those that the request maps, which may change the image's.
+    fn volumes_to_launch(&self) -> Vec<Resource> {
+        let request = self.query.request();
+        let Scope { account, region } = self.scope();
+        let image = request.text(&["ImageId"]).and_then(|id| {
+            let id = images::resolve(&self.snapshot, id).ok()?;
+            let own = self.snapshot.get::<Image>(account, region, &id);
+            own.or_else(|| self.snapshot.get::<Image>(GLOBAL_ACCOUNT, GLOBAL_REGION, &id))
+        });
+        let devices = image.as_ref().map_or(&[][..], |image| &image.devices);
+        let mappings = request.list("BlockDeviceMappings");
+        let mapping_of =
+            |name: &str| mappings.iter().find(|mapping| mapping.text(&["DeviceName"]) == Some(name));
+        let is_mapped = |mapping: &&Part<'_>| mapping.text(&["NoDevice"]).is_none();
+        let of_image = devices.iter().map(|device| (Some(device), mapping_of(&device.device_name)));
+        let of_image = of_image.filter(|(_, mapping)| mapping.is_none_or(|mapping| is_mapped(&mapping)));
+        let others = mappings.iter().filter(is_mapped).filter(|mapping| {
+            !devices.iter().any(|device| mapping.text(&["DeviceName"]) == Some(device.device_name.as_str()))
+        });
+        let others = others.map(|mapping| (None, Some(mapping)));
+        of_image.chain(others).map(|(device, mapping)| self.volume_to_launch(device, mapping)).collect()
+    }
+
+    fn volume_to_launch(&self, device: Option<&ImageDevice>, mapping: Option<&Part<'_>>) -> Resource {
+        let given = |member: &str| mapping.and_then(|mapping| word(*mapping, &["Ebs", member]));
+        let of_device = |value: fn(&ImageDevice) -> Option<String>| device.and_then(value);
+        let snapshot_id = given("SnapshotId");
+        // A mapping with a snapshot of its own takes nothing from the image's.
+        let inherited = device.filter(|_| snapshot_id.is_none());
+        let snapshot_id = snapshot_id.or_else(|| inherited?.snapshot_id.clone());
+        let encrypted = inherited.is_some_and(|device| device.encrypted)
+            || self.is_encrypted(given("Encrypted").as_deref(), snapshot_id.as_deref());
+        let size = given("VolumeSize").or_else(|| Some(inherited?.size_gib.to_string())).or_else(|| {
+            let Scope { account, region } = self.scope();
+            let snapshot = self.snapshot.get::<EbsSnapshot>(account, region, snapshot_id.as_deref()?)?;
+            Some(snapshot.volume_size_gib.to_string())
+        });
+        let volume_type =
+            given("VolumeType").or_else(|| of_device(|device| Some(device.volume_type.to_string())));
+        self.named(self.arn("volume", "*"))
+            .with("ec2:Encrypted", encrypted.to_string())
+            .with_some("ec2:VolumeSize", size)
+            .with("ec2:VolumeType", volume_type.unwrap_or_else(|| "gp2".into()))
+            .with_some(
+                "ec2:VolumeIops",
+                given("Iops").or_else(|| of_device(|device| Some(device.iops?.to_string()))),
+            )
+            .with_some(
+                "ec2:VolumeThroughput",
+                given("Throughput").or_else(|| of_device(|device| Some(device.throughput?.to_string()))),
+            )
+            .with_some("ec2:ParentSnapshot", snapshot_id.map(|id| self.arn("snapshot", &id)))
+    }
+
     /// Whether a new volume is encrypted: it is asked for, its snapshot is, or the account wants all to be.
-    fn is_encrypted(&self, asked: Option<&str>, snapshot_id: Option<&str>) -> String {
+    fn is_encrypted(&self, asked: Option<&str>, snapshot_id: Option<&str>) -> bool {
         let Scope { account, region } = self.scope();
         let defaults = self.snapshot.get::<EbsDefaults>(account, region, EbsDefaults::ID);
         let snapshot = snapshot_id.and_then(|id| self.snapshot.get::<EbsSnapshot>(account, region, id));
-        let is = asked == Some("true")
+        asked == Some("true")
             || defaults.is_some_and(|defaults| defaults.encrypt_by_default)
-            || snapshot.is_some_and(|snapshot| snapshot.encryption.is_some());
-        is.to_string()
+            || snapshot.is_some_and(|snapshot| snapshot.encryption.is_some())
     }
 
     /// The role in the instance profile of this name or ARN, which the caller hands to an instance. Where there is no such profile or no

@@ -156,7 +156,9 @@ pub async fn create_security_group(
             tags: tags.clone(),
         };
         let claim = ClaimScope::GroupName { vpc_id: &group.vpc_id, name: &group.name };
-        if find_by_name(tx, scope, &group.vpc_id, &group.name).is_ok() {
+        // "Names are case-insensitive and must be unique within the VPC" (CreateSecurityGroup).
+        let is_same = |other: &Entry<SecurityGroup>| other.name.eq_ignore_ascii_case(&group.name);
+        if tx.by_index(scope.account, scope.region, "vpc", &group.vpc_id).any(is_same) {
             let message =
                 format!("The security group '{}' already exists for VPC '{}'", group.name, group.vpc_id);
             return Err(Error::new("InvalidGroup.Duplicate", message));

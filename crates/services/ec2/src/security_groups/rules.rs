@@ -138,7 +138,7 @@ pub fn check_group_name(name: &str) -> Result<()> {
         invalid("Character sets beyond ASCII are not supported.")
     } else if name.get(..3).is_some_and(|start| start.eq_ignore_ascii_case("sg-")) {
         invalid("Group names may not be in the format sg-*.")
-    } else if name == "default" {
+    } else if name.eq_ignore_ascii_case("default") {
         Err(invalid_value("Cannot use reserved security group name: default"))
     } else if !is_text(name) || name.trim() != name {
         Err(invalid_value(format!("Invalid security group name. Valid names {TEXT_RULE}")))

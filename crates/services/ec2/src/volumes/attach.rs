@@ -2,7 +2,7 @@
 
 use haar_api::{Context, Error};
 use haar_records::ec2::{
-    AttachmentStatus, BlockDevice, EbsLimit, Instance, InstanceState, Volume, VolumeAttachment, VolumeState,
+    AttachmentStatus, BlockDevice, Instance, InstanceState, Volume, VolumeAttachment, VolumeState,
     instance_type,
 };
 
@@ -76,13 +76,8 @@ fn check(volume: &Volume, instance: &Instance, device: &str) -> Result<()> {
     }
     let limit = instance_type(&instance.spec.instance_type);
     let used = instance.spec.block_devices.len();
-    let full = limit.is_some_and(|limit| match limit.ebs_limit {
-        EbsLimit::Dedicated => used >= limit.max_ebs_attachments as usize,
-        EbsLimit::Shared => {
-            used + instance.spec.network_interfaces.len() >= limit.max_ebs_attachments as usize
-        }
-    });
-    if full {
+    let interfaces = instance.spec.network_interfaces.len();
+    if limit.is_some_and(|limit| !limit.takes(used + 1, interfaces)) {
         let message = format!("Volumes attached exceeds the limit on volume count for {}", instance.id);
         return Err(Error::new("AttachmentLimitExceeded", message));
     }

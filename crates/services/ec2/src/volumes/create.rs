@@ -112,7 +112,10 @@ fn zone(ctx: &Context, name: Option<&str>, id: Option<&str>) -> Result<String> {
             Err(combination("The parameters availabilityZone and availabilityZoneId cannot be used together"))
         }
         (Some(name), None) => {
-            zones::check(&ctx.region, name)?;
+            zones::check(&ctx.region, name).map_err(|_| {
+                let message = format!("The zone '{}' does not exist.", shorten(name));
+                Error::new("InvalidZone.NotFound", message)
+            })?;
             Ok(name.to_owned())
         }
         (None, Some(id)) => {
