@@ -201,7 +201,9 @@ fn write_xml(out: &mut String, api: &Api<'_>, name: &str, rust: &str) {
             _ => {
                 let call = if optional { "option" } else { "member" };
                 let format = timestamp_format(api, reference);
-                line!(body, "w.{call}({wire:?}, &{});", formatted(&field, optional, format));
+                let write = format!("w.{call}({wire:?}, &{})", formatted(&field, optional, format));
+                let write = if shape.sensitive { format!("w.sensitive(|w| {write})") } else { write };
+                line!(body, "{write};");
                 continue;
             }
         };
@@ -434,6 +436,9 @@ fn table_member(api: &Api<'_>, owner: &str, member: &str, reference: &Reference)
     }
     if reference.idempotency_token || (api.protocol == Protocol::Ec2 && member == "ClientToken") {
         text.push_str(".idempotency_token()");
+    }
+    if api.shape(&reference.shape).sensitive {
+        text.push_str(".sensitive()");
     }
     let location = match reference.location.as_deref() {
         Some("uri") => Some("Uri"),

@@ -11,6 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -191,7 +192,7 @@ impl Endpoint {
     pub async fn serve(mut self, listener: TcpListener, stop: impl Future<Output = ()>) -> io::Result<()> {
         let mut server = auto::Builder::new(TokioExecutor::new());
         server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-        server.http2().timer(TokioTimer::new());
+        server.http2().timer(TokioTimer::new()).keep_alive_interval(HEAD_TIMEOUT);
         let graceful = GracefulShutdown::new();
         let mut others = self.connections.take();
         let endpoint = Arc::new(self);
@@ -231,12 +232,18 @@ impl Endpoint {
                     (None, ..) => {}
                     (Some(TLS_HANDSHAKE), None, Some(tls)) => send_on(stream, tls, &main).await,
                     _ => {
-                        let answer = service_fn(move |request| {
+                        let begun = AtomicBool::new(false);
+                        let answer = service_fn(|request| {
+                            begun.store(true, Ordering::Relaxed);
                             let endpoint = endpoint.clone();
                             async move { Ok::<_, Infallible>(endpoint.answer(request, peer.ip()).await) }
                         });
-                        let connection = server.serve_connection(TokioIo::new(stream), answer).into_owned();
-                        let _ = watcher.watch(connection).await;
+                        let connection = server.serve_connection(TokioIo::new(stream), answer);
+                        tokio::select! {
+                            biased;
+                            _ = watcher.watch(connection) => {}
+                            () = nothing_comes(&begun) => {}
+                        }
                     }
                 }
                 drop(held);
@@ -373,9 +380,7 @@ impl Endpoint {
         id: &str,
     ) -> Result<Answer, Error> {
         let model = service.model();
-        let (index, input) = decode(model, parts, body)?;
-        let operation = &model.operations[index];
-        let mut ctx = Context {
+        let context = |operation: &'static Operation| Context {
             request_id: id.to_owned(),
             service: model.name,
             operation: operation.route.name,
@@ -392,6 +397,17 @@ impl Endpoint {
                 && note::is_recorded(model.name, operation)
                 && note::is_answer_noted(operation),
         };
+        let (index, input) = match decode(model, parts, body.clone()) {
+            Ok(decoded) => decoded,
+            Err(error) => {
+                if let Some(operation) = asked_for(model, parts, &body) {
+                    self.note_unread(&context(operation), model, operation, &error);
+                }
+                return Err(error);
+            }
+        };
+        let operation = &model.operations[index];
+        let mut ctx = context(operation);
         let recorder = self.recorder.as_deref().filter(|_| note::is_recorded(model.name, operation));
         let request = recorder.map(|_| note::request(model.protocol, Part(operation.input, &input)));
         // What needs no signature asks for no permission of the caller: its handler decides by what the request carries.
@@ -428,6 +444,22 @@ impl Endpoint {
         }
     }
 
+    /// Notes down a request that cannot be decoded: that it was made, and why it is refused.
+    fn note_unread(
+        &self,
+        ctx: &Context,
+        model: &'static ServiceModel,
+        operation: &'static Operation,
+        error: &Error,
+    ) {
+        let recorder = self.recorder.as_deref().filter(|_| note::is_recorded(model.name, operation));
+        let request = recorder.map(|_| Noted::nothing());
+        if ctx.principal.kind != PrincipalKind::Anonymous {
+            self.credentials.used(ctx);
+        }
+        Note { recorder, ctx, model, operation, request }.take(None, Some(error));
+    }
+
     /// The key that a request is signed with.
     fn key(
         &self,
@@ -455,7 +487,9 @@ struct Note<'a> {
 
 impl Note<'_> {
     fn take(&mut self, response: Option<Noted>, error: Option<&Error>) {
-        if let (Some(recorder), Some(request)) = (self.recorder, self.request.take()) {
+        // Who has not signed is known by what the request carries, once its handler has found it good.
+        let is_known = self.ctx.principal.kind != PrincipalKind::Anonymous || response.is_some();
+        if let (Some(recorder), Some(request)) = (self.recorder.filter(|_| is_known), self.request.take()) {
             let (ctx, protocol) = (self.ctx, self.model.protocol);
             let read_only = note::is_read_only(self.operation);
             recorder.record(Event { ctx, protocol, read_only, request, response, error });
@@ -484,6 +518,15 @@ fn finish(answer: Result<Answer, Error>, model: &ServiceModel, id: &str) -> Resp
             tracing::debug!(code = %error.code, message = error.message, "refused");
             refusal(&error, model.protocol, model.xml_namespace, id)
         }
+    }
+}
+
+/// Completes when the head of a connection's first request has not come in its time. hyper waits for what may become the preface of
+/// HTTP/2 (RFC 9113, 3.4) without a limit.
+async fn nothing_comes(begun: &AtomicBool) {
+    tokio::time::sleep(HEAD_TIMEOUT).await;
+    if begun.load(Ordering::Relaxed) {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -629,8 +672,7 @@ pub fn decode(model: &'static ServiceModel, parts: &Parts, body: Bytes) -> Resul
             (index, form.into_value(model.operations[index].input, unsupported)?)
         }
         Protocol::Json(_) => {
-            let target = text(&parts.headers, "x-amz-target").unwrap_or_default();
-            let name = target.strip_prefix(model.target_prefix).and_then(|rest| rest.strip_prefix('.'));
+            let name = target(model, parts);
             let index = name.and_then(|name| operation(model, name)).ok_or_else(unknown_operation)??;
             let body = if body.is_empty() { Bytes::from_static(b"{}") } else { body };
             (index, json::decode(&body, model.operations[index].input, unsupported)?)
@@ -651,6 +693,25 @@ pub fn decode(model: &'static ServiceModel, parts: &Parts, body: Bytes) -> Resul
     };
     validate::check(&input, model.operations[index].input, model)?;
     Ok((index, input))
+}
+
+/// The operation that a request asks for, whatever else it says; none that haar does not have.
+fn asked_for(model: &'static ServiceModel, parts: &Parts, body: &[u8]) -> Option<&'static Operation> {
+    let index = match model.protocol {
+        Protocol::Ec2 | Protocol::Query => operation(model, form(parts, body).ok()?.get("Action")?)?.ok()?,
+        Protocol::Json(_) => operation(model, target(model, parts)?)?.ok()?,
+        Protocol::RestJson => {
+            let routes = model.operations.iter().map(|operation| &operation.route);
+            let query = parts.uri.query().unwrap_or_default();
+            rest::find(routes, parts.method.as_str(), parts.uri.path(), query)?.0
+        }
+    };
+    Some(&model.operations[index])
+}
+
+/// The name of the operation in `X-Amz-Target`.
+fn target<'a>(model: &ServiceModel, parts: &'a Parts) -> Option<&'a str> {
+    text(&parts.headers, "x-amz-target")?.strip_prefix(model.target_prefix)?.strip_prefix('.')
 }
 
 /// Refuses a version of the API that there never was; earlier ones have the same operations.
@@ -807,7 +868,7 @@ fn refusal(error: &Error, protocol: Protocol, namespace: &str, id: &str) -> Resp
 }
 
 /// The code of an error; haar's own failures are called otherwise outside of EC2 ("Common Errors" of the API references).
-fn code(error: &Error, protocol: Protocol) -> &str {
+pub fn code(error: &Error, protocol: Protocol) -> &str {
     match (&*error.code, protocol) {
         ("InternalError", Protocol::Query) => "InternalFailure",
         ("InternalError", Protocol::Json(_) | Protocol::RestJson) => "InternalServerError",

@@ -29,7 +29,7 @@ pub mod xml;
 
 pub use body::{Body, Rope};
 pub use context::{Authorizer, Context, Principal, PrincipalKind, Session, SessionOrigin};
-pub use endpoint::{AccessKey, Credentials, Endpoint, KeyError};
+pub use endpoint::{AccessKey, Credentials, Endpoint, KeyError, code};
 pub use error::Error;
 pub use lobby::{Lobby, Place};
 pub use service::{Answer, Reply, Service};

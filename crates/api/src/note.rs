@@ -38,6 +38,11 @@ pub struct Event<'a> {
 pub struct Noted(Vec<u8>);
 
 impl Noted {
+    /// `null`.
+    pub(crate) fn nothing() -> Self {
+        Noted(b"null".to_vec())
+    }
+
     /// The text.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
@@ -64,7 +69,7 @@ const DATA: [(&str, &str); 4] = [
 /// What stands for a secret.
 const REMOVED: &str = "<sensitiveDataRemoved>";
 
-/// Members of requests and answers that are secret.
+/// Members of requests and answers that are secret, beside those of which the model says so.
 const SECRETS: [&str; 19] = [
     "authenticationCode1",
     "authenticationCode2",
@@ -94,6 +99,8 @@ pub(crate) struct Text {
     out: Vec<u8>,
     /// The open values, the innermost last.
     open: Vec<Open>,
+    /// Members that begin now are secret, whatever they are called.
+    pub(crate) sensitive: bool,
 }
 
 /// A value that is being written.
@@ -114,7 +121,7 @@ enum Holds {
 impl Text {
     /// The text of one value, which `write` writes.
     pub(crate) fn of(write: impl FnOnce(&mut Self)) -> Noted {
-        let mut text = Self { out: Vec::with_capacity(256), open: Vec::with_capacity(8) };
+        let mut text = Self { out: Vec::with_capacity(256), open: Vec::with_capacity(8), sensitive: false };
         text.begin(None);
         write(&mut text);
         text.close();
@@ -160,7 +167,7 @@ impl Text {
 
     fn end_key(&mut self, begin: usize) {
         let name = &self.out[begin..self.out.len() - 1];
-        let is_secret = SECRETS.iter().any(|secret| secret.as_bytes() == name);
+        let is_secret = self.sensitive || SECRETS.iter().any(|secret| secret.as_bytes() == name);
         self.out.push(b':');
         self.begin(is_secret.then_some(self.out.len()));
     }
@@ -300,7 +307,9 @@ fn write(text: &mut Text, protocol: Protocol, shape: &'static Shape, value: &Val
                         text.close();
                     }
                     _ => {
+                        text.sensitive = member.sensitive;
                         text.open(member.name);
+                        text.sensitive = false;
                         write(text, protocol, shape, value);
                         text.close();
                     }

@@ -287,7 +287,7 @@ impl Decoder {
                 Support::Yes(shape) => {
                     values[schema::slots(&members[..index]).count()] = Some(self.value(child, shape)?);
                 }
-                Support::Only(only) if child.split().0 == Some(only) => {}
+                Support::Only(only) if child.scalar()?.eq_ignore_ascii_case(only) => {}
                 Support::Only(_) | Support::No => {
                     let message = format!("The parameter {} is not supported.", clip(child.path()));
                     return Err(Error::new(self.unsupported, message));

@@ -243,6 +243,8 @@ pub struct Member {
     pub required: bool,
     /// Whether it is the operation's idempotency token.
     pub idempotency_token: bool,
+    /// Whether it must not be logged.
+    pub sensitive: bool,
     /// Whether haar honours it.
     pub support: Support,
 }
@@ -250,12 +252,26 @@ pub struct Member {
 impl Member {
     /// An optional member of the body.
     pub const fn new(name: &'static str, wire: &'static str, support: Support) -> Self {
-        Member { name, wire, location: Location::Body, required: false, idempotency_token: false, support }
+        Member {
+            name,
+            wire,
+            location: Location::Body,
+            required: false,
+            idempotency_token: false,
+            sensitive: false,
+            support,
+        }
     }
 
     /// The same member, required.
     pub const fn required(mut self) -> Self {
         self.required = true;
+        self
+    }
+
+    /// The same member, which must not be logged.
+    pub const fn sensitive(mut self) -> Self {
+        self.sensitive = true;
         self
     }
 

@@ -130,7 +130,7 @@ contents!(Iso8601 as string, HttpDate as string, EpochSeconds as raw);
 pub fn parse(text: &str) -> Option<OffsetDateTime> {
     let text = text.trim();
     if let Ok(time) = OffsetDateTime::parse(text, &Rfc3339) {
-        return Some(time);
+        return time.checked_to_offset(UtcOffset::UTC);
     }
     if let Ok(date) = Date::parse(text, DATE) {
         return Some(date.midnight().assume_utc());

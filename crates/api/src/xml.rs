@@ -97,6 +97,13 @@ impl Writer {
         self.out.push(&bytes[written..]);
     }
 
+    /// Writes a member that must not be logged.
+    pub fn sensitive(&mut self, write: impl FnOnce(&mut Self)) {
+        self.note.iter_mut().for_each(|note| note.sensitive = true);
+        write(self);
+        self.note.iter_mut().for_each(|note| note.sensitive = false);
+    }
+
     /// `<name>value</name>`.
     pub fn member<T: Content + ?Sized>(&mut self, name: &str, value: &T) {
         self.open(name);

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use haar_core::reconcile::{Action, Failure, Reconciler};
 use haar_records::ec2::{
-    AttachmentStatus, Claim, ClaimScope, Instance, InstanceGoal, InstanceState, NetworkInterface,
-    ShutdownBehavior, StateReason, StatusCheck, Volume, VolumeState,
+    AttachmentStatus, BlockDevice, Claim, ClaimScope, Instance, InstanceGoal, InstanceState,
+    NetworkInterface, ShutdownBehavior, StateReason, StatusCheck, Volume, VolumeState,
 };
 use haar_store::{Entry, Key, Store, Tx};
 use time::OffsetDateTime;
@@ -187,12 +187,14 @@ impl<B: Backend> Instances<B> {
             self.update(instance, |_, instance| instance.status.interrupted_until = Some(until)).await?;
         }
         let left = until - OffsetDateTime::now_utc();
-        match self.backend.observe(&instance.id).await? {
-            Observation::Absent => Ok(Action::Done),
-            Observation::Running if left.is_positive() => {
+        match self.backend.observe(&instance.id).await {
+            Ok(Observation::Absent) => Ok(Action::Done),
+            Ok(Observation::Running) if left.is_positive() => {
                 self.backend.power_button(&instance.id).await?;
                 Ok(Action::RequeueAfter(ASK_AGAIN.min(left.unsigned_abs())))
             }
+            Err(error) if left.is_positive() => Err(error),
+            // Also one that does not say how it is.
             _ => {
                 self.backend.power_off(&instance.id).await?;
                 Ok(Action::Done)
@@ -287,29 +289,47 @@ impl<B: Backend> Instances<B> {
             else {
                 continue;
             };
-            let attaching = volume.attachments.iter().any(|a| a.status == AttachmentStatus::Attaching);
-            if device.detaching {
-                if running && !self.backend.detach(&instance.id, &volume.id).await? {
-                    if !device.forced {
-                        settled = false;
-                        continue;
-                    }
-                    tracing::warn!(
-                        instance = instance.id,
-                        volume = volume.id,
-                        "the volume is taken from the guest"
-                    );
-                    self.backend.take_away(&instance.id, &volume.id).await?;
+            match self.attachment(instance, device, &volume, running).await {
+                Ok(done) => settled &= done,
+                // One volume keeps neither the others nor the machine from what is to be done.
+                Err(error) => {
+                    tracing::warn!(instance = instance.id, volume = volume.id, %error, "a volume is not attached or detached");
+                    settled = false;
                 }
-                self.update(instance, |tx, instance| give_up(tx, instance, &volume.id)).await?;
-            } else if attaching {
-                if running {
-                    self.backend.attach(&instance.id, &volume).await?;
-                }
-                self.update(instance, |tx, instance| attached(tx, instance, &volume.id)).await?;
             }
         }
         Ok(settled)
+    }
+
+    /// Attaches or detaches a volume if that was asked; says whether nothing is left to do.
+    async fn attachment(
+        &self,
+        instance: &Instance,
+        device: &BlockDevice,
+        volume: &Volume,
+        running: bool,
+    ) -> Result<bool, Error> {
+        let attaching = volume.attachments.iter().any(|a| a.status == AttachmentStatus::Attaching);
+        if device.detaching {
+            if running && !self.backend.detach(&instance.id, &volume.id).await? {
+                if !device.forced {
+                    return Ok(false);
+                }
+                tracing::warn!(
+                    instance = instance.id,
+                    volume = volume.id,
+                    "the volume is taken from the guest"
+                );
+                self.backend.take_away(&instance.id, &volume.id).await?;
+            }
+            self.update(instance, |tx, instance| give_up(tx, instance, &volume.id)).await?;
+        } else if attaching {
+            if running {
+                self.backend.attach(&instance.id, volume).await?;
+            }
+            self.update(instance, |tx, instance| attached(tx, instance, &volume.id)).await?;
+        }
+        Ok(true)
     }
 
     async fn lost(&self, instance: &Instance, why: &str) -> Result<Action, Error> {
@@ -412,10 +432,14 @@ impl<B: Backend> Instances<B> {
     async fn shut_down(&self, instance: &Instance) -> Result<Action, Error> {
         let left =
             instance.status.stop_deadline.map_or(time::Duration::ZERO, |d| d - OffsetDateTime::now_utc());
-        let observation = self.backend.observe(&instance.id).await?;
-        if observation == Observation::Running && left.is_positive() && B::REASON.is_none() {
-            self.backend.power_button(&instance.id).await?;
-            return Ok(Action::RequeueAfter(ASK_AGAIN.min(left.unsigned_abs())));
+        match self.backend.observe(&instance.id).await {
+            Ok(Observation::Running) if left.is_positive() && B::REASON.is_none() => {
+                self.backend.power_button(&instance.id).await?;
+                return Ok(Action::RequeueAfter(ASK_AGAIN.min(left.unsigned_abs())));
+            }
+            Err(error) if left.is_positive() => return Err(error),
+            // Also one that does not say how it is: its end needs no answer of it.
+            _ => {}
         }
         self.backend.power_off(&instance.id).await?;
         release_snapshots(&self.store, instance).await?;

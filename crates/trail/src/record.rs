@@ -5,8 +5,11 @@ use std::borrow::Cow;
 use haar_api::note::{Event, Noted};
 use haar_api::schema::Protocol;
 use haar_api::timestamp::iso8601;
-use haar_api::{Error, Principal, PrincipalKind, SessionOrigin};
+use haar_api::{Context, Error, Principal, PrincipalKind, SessionOrigin};
 use serde::{Deserialize, Serialize};
+
+/// How long `requestParameters` and `responseElements` get, in bytes: longer ones are left out, as CloudTrail does.
+const MOST_NOTED: usize = 100 << 10;
 
 /// The record of an event, one line (CloudTrail User Guide, "CloudTrail record contents for management, data, and network activity
 /// events").
@@ -32,15 +35,31 @@ pub(crate) fn line(event: &Event<'_>) -> serde_json::Result<Vec<u8>> {
     }
     line.text("requestID", &ctx.request_id)?;
     line.text("eventID", &haar_api::request_id())?;
-    line.text("recipientAccountId", &ctx.account)?;
+    if let Some(account) = recipient(ctx, event.response.as_ref()) {
+        line.text("recipientAccountId", &account)?;
+    }
     line.push(if event.read_only { ",\"readOnly\":true" } else { ",\"readOnly\":false" });
     line.push(",\"eventType\":\"AwsApiCall\",\"managementEvent\":true,\"eventCategory\":\"Management\"");
     line.push(",\"requestParameters\":");
-    line.0.extend_from_slice(event.request.as_bytes());
+    line.0.extend_from_slice(bounded(Some(&event.request)));
     line.push(",\"responseElements\":");
-    line.0.extend_from_slice(event.response.as_ref().map_or(b"null", Noted::as_bytes));
+    line.0.extend_from_slice(bounded(event.response.as_ref()));
     line.push("}\n");
     Ok(line.0)
+}
+
+/// What was noted, or null where there is nothing, or more than a record has room for.
+fn bounded(noted: Option<&Noted>) -> &[u8] {
+    noted.map(Noted::as_bytes).filter(|json| json.len() <= MOST_NOTED).unwrap_or(b"null")
+}
+
+/// The account that a request concerns: that of the caller; where nobody signed, that of the role which was assumed.
+fn recipient<'a>(ctx: &'a Context, response: Option<&Noted>) -> Option<Cow<'a, str>> {
+    if !ctx.account.is_empty() {
+        return Some(ctx.account.as_str().into());
+    }
+    let answer: WebIdentity = serde_json::from_slice(response?.as_bytes()).ok()?;
+    answer.assumed_role_user.arn.split(':').nth(4).map(|account| account.to_owned().into())
 }
 
 /// A record that is being written. What each request writes is written without a tree or a table of its members.
@@ -126,7 +145,7 @@ fn code(error: &Error, protocol: Protocol) -> String {
     match protocol {
         Protocol::Ec2 if error.status.is_server_error() => format!("Server.{}", error.code),
         Protocol::Ec2 => format!("Client.{}", error.code),
-        _ => error.code.to_string(),
+        _ => haar_api::code(error, protocol).to_owned(),
     }
 }
 
@@ -188,13 +207,19 @@ struct WebIdentity {
     #[serde(default)]
     audience: String,
     subject_from_web_identity_token: String,
+    assumed_role_user: AssumedRoleUser,
+}
+
+#[derive(Deserialize)]
+struct AssumedRoleUser {
+    arn: String,
 }
 
 /// Whom the token is of is known once it was found good.
 fn web_identity<'a>(response: Option<&Noted>) -> Identity<'a> {
     let mut identity = Identity { kind: "WebIdentityUser", ..Identity::default() };
     let found = response.and_then(|response| serde_json::from_slice::<WebIdentity>(response.as_bytes()).ok());
-    if let Some(WebIdentity { provider, audience, subject_from_web_identity_token: subject }) = found {
+    if let Some(WebIdentity { provider, audience, subject_from_web_identity_token: subject, .. }) = found {
         identity.principal_id = Some(format!("{provider}:{audience}:{subject}").into());
         identity.user_name = Some(subject.into());
         identity.identity_provider = Some(provider);
@@ -206,7 +231,7 @@ fn web_identity<'a>(response: Option<&Noted>) -> Identity<'a> {
 mod tests {
     use std::sync::Arc;
 
-    use haar_api::{Context, Session};
+    use haar_api::Session;
     use serde_json::{Value, json};
     use time::OffsetDateTime;
 
@@ -289,6 +314,7 @@ mod tests {
         assert_eq!(federated["sessionContext"]["sessionIssuer"]["userName"], "bob");
         let response = json!({
             "provider": "example.com", "audience": "sts.amazonaws.com", "subjectFromWebIdentityToken": "pod",
+            "assumedRoleUser": {"arn": "arn:aws:sts::111122223333:assumed-role/web/s"},
             "credentials": {"accessKeyId": "ASIANEW", "secretAccessKey": "very secret", "sessionToken": "token"},
         });
         let request = json!({"roleArn": "arn:r", "webIdentityToken": "a.b.c"});

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use http::request::Parts;
 use http::{HeaderMap, header};
 use subtle::ConstantTimeEq;
-use time::{Duration, OffsetDateTime};
+use time::{Duration, OffsetDateTime, UtcOffset};
 
 use crate::timestamp::{self, parse_basic};
 
@@ -110,6 +110,7 @@ impl<'a> Signature<'a> {
             None => text("date").and_then(|date| {
                 OffsetDateTime::parse(date, &time::format_description::well_known::Rfc2822)
                     .ok()
+                    .and_then(|date| date.checked_to_offset(UtcOffset::UTC))
                     .or_else(|| parse_basic(date))
             }),
         };
@@ -231,7 +232,7 @@ impl<'a> Signature<'a> {
 
     fn check_time(&self, now: OffsetDateTime) -> Result<(), Rejection> {
         let (at, day) = (timestamp::basic(self.at), self.scope().day);
-        if !at.starts_with(day) {
+        if &at[..8] != day {
             return Err(Rejection::Mismatch(format!(
                 "Date in Credential scope does not match YYYYMMDD from ISO-8601 version of date from HTTP: '{day}' != '{}', from '{at}'.",
                 &at[..8]

@@ -314,7 +314,11 @@ impl Inner {
             namespace::within(&name, || command::nft(&rules))?;
             applied.rules = rules;
         }
-        sync_interfaces(vpc, &name, &mut applied)?;
+        if let Err(error) = sync_interfaces(vpc, &name, &mut applied) {
+            // What was made or is left is looked for at the next try.
+            applied.base = None;
+            return Err(error);
+        }
         self.sync_public_routes(vpc, &mut applied)
     }
 

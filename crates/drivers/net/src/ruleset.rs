@@ -138,11 +138,12 @@ fn interface_chains(vpc: &VpcSpec, out: &mut String) {
 }
 
 fn base_chains(vpc: &VpcSpec, out: &mut String) {
-    // Sources first, before conntrack sees what is spoofed. A guest without a lease asks for one from 0.0.0.0.
+    // Sources first, before what is spoofed is put together of its fragments (priority -400), and before conntrack sees it. A guest
+    // without a lease asks for one from 0.0.0.0.
     out.push_str(
         " chain source_check {\n  ip saddr 0.0.0.0 udp sport 68 udp dport 67 return\n  \
          iifname . ether saddr . ip saddr @sources return\n  drop\n }\n \
-         chain prerouting {\n  type filter hook prerouting priority raw;\n  iifname @checked jump source_check\n",
+         chain prerouting {\n  type filter hook prerouting priority -450;\n  iifname @checked jump source_check\n",
     );
     for interface in &vpc.interfaces {
         if let Some(mbps) = interface.bandwidth_mbps {

@@ -6,6 +6,7 @@
 //! name of its own. A disk that was taken from a guest that did not give it up has the node `e-ID` in the place of its layers, which
 //! answers everything with an error. Names are all that is needed to go on where an earlier call was cut off.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -417,32 +418,44 @@ pub(crate) async fn named_nodes(qmp: &Qmp) -> Result<Vec<Value>, Error> {
     }
 }
 
-/// The file of a block node, which QEMU names by its options where a plain name does not say them.
-fn file(name: &str) -> PathBuf {
-    let options = name.strip_prefix("json:").and_then(|text| serde_json::from_str::<Value>(text).ok());
-    let named = options.as_ref().and_then(|options| {
-        let nested = options["file"]["filename"].as_str();
-        nested.or_else(|| options["file.filename"].as_str())
-    });
-    named.unwrap_or(name).into()
+/// The block node under a node, as its `file`. A node with backing files of other names than their headers say is itself called by
+/// all of its options, cut off where they are long; what it lies in has a plain name.
+async fn file_nodes(qmp: &Qmp) -> Result<BTreeMap<String, String>, Error> {
+    let graph = qmp.execute("x-debug-query-block-graph", json!({})).await?;
+    let list = |name: &str| graph[name].as_array().cloned().unwrap_or_default();
+    let names: BTreeMap<u64, String> = list("nodes")
+        .iter()
+        .filter_map(|node| Some((node["id"].as_u64()?, node["name"].as_str()?.to_owned())))
+        .collect();
+    let name = |end: &Value| names.get(&end.as_u64()?).cloned();
+    let edges = list("edges");
+    let files = edges.iter().filter(|edge| edge["name"] == "file");
+    Ok(files.filter_map(|edge| Some((name(&edge["parent"])?, name(&edge["child"])?))).collect())
 }
 
 /// The layers of a disk, the lowest first.
 async fn layers(qmp: &Qmp, disk: &str) -> Result<Vec<Layer>, Error> {
-    let mut layers: Vec<Layer> = named_nodes(qmp)
-        .await?
-        .iter()
-        .filter_map(|node| {
-            let (generation, id) = node["node-name"].as_str()?.strip_prefix('q')?.split_once('-')?;
-            let layer = Layer {
-                generation: generation.parse().ok()?,
-                path: file(node["file"].as_str()?),
-                is_written: node["drv"] == DiskFormat::Qcow2.as_str() && node["ro"] == false,
-            };
-            (id == disk).then_some(layer)
-        })
-        .collect();
-    layers.sort_unstable_by_key(|layer| layer.generation);
+    let (nodes, files) = (named_nodes(qmp).await?, file_nodes(qmp).await?);
+    let mut layers = Vec::new();
+    for node in &nodes {
+        let Some(name) = node["node-name"].as_str() else { continue };
+        let Some((generation, id)) = name.strip_prefix('q').and_then(|rest| rest.split_once('-')) else {
+            continue;
+        };
+        let Some(generation) = generation.parse().ok().filter(|_| id == disk) else { continue };
+        let file = files.get(name).and_then(|file| nodes.iter().find(|node| node["node-name"] == **file));
+        let Some(path) = file.and_then(|file| file["file"].as_str()).filter(|path| path.starts_with('/'))
+        else {
+            let desc = format!("it does not say in which file the layer {name} lies");
+            return Err(Error::Refused { command: "query-named-block-nodes".into(), desc });
+        };
+        layers.push(Layer {
+            generation,
+            path: path.into(),
+            is_written: node["drv"] == DiskFormat::Qcow2.as_str() && node["ro"] == false,
+        });
+    }
+    layers.sort_unstable_by_key(|layer: &Layer| layer.generation);
     Ok(layers)
 }
 

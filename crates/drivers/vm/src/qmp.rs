@@ -18,8 +18,9 @@ use tokio::task::JoinHandle;
 
 use crate::Error;
 
-/// The longest message taken from QEMU, in bytes. The answers to the commands sent here are a few hundred.
-const MAX_MESSAGE: u64 = 1 << 20;
+/// The longest message taken from QEMU, in bytes. Most answers are a few hundred; that of all block nodes has several KiB for each
+/// layer of each disk.
+const MAX_MESSAGE: u64 = 64 << 20;
 
 /// How long QEMU may take for a command. Its main loop answers in microseconds; it stalls while storage does.
 pub(crate) const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);

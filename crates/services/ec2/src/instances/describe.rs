@@ -275,7 +275,6 @@ fn status_to_api(instance: &Instance) -> model::InstanceStatus {
             instance.status.instance_impaired_since,
         )),
         system_status: Some(summary(instance.status.system_check, instance.status.system_impaired_since)),
-        ..Default::default()
     }
 }
 
