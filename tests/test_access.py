@@ -114,6 +114,50 @@ def test_conditions_on_the_request(simulated, sim_image):
     unauthorized(lambda: ec2.run_instances(**request, InstanceType="t3.micro"))
 
 
+def test_the_zone_decides_however_it_is_named(simulated, sim, sim_image):
+    zones = {zone["ZoneName"]: zone["ZoneId"] for zone in sim.describe_availability_zones()["AvailabilityZones"]}
+    good, bad = (simulated.region + letter for letter in "ab")
+    condition = {"StringEquals": {"ec2:AvailabilityZone": good}}
+    [subnet] = sim.describe_subnets(Filters=[{"Name": "availability-zone", "Values": [good]}])["Subnets"]
+    rest = [f"arn:aws:ec2:*:*:{kind}/*" for kind in ("network-interface", "security-group", "volume")]
+    statements = (
+        allow("ec2:RunInstances", "arn:aws:ec2:*:*:instance/*", Condition=condition),
+        allow("ec2:RunInstances", [*rest, subnet["SubnetArn"], f"arn:aws:ec2:*::image/{sim_image}"]),
+        allow("ec2:CreateVolume", Condition=condition),
+    )
+    ec2 = User(simulated, "zoned", *statements).client("ec2")
+    launch = {"ImageId": sim_image, "InstanceType": "t3.nano", "MinCount": 1, "MaxCount": 1, "DryRun": True}
+    for placement in ({"AvailabilityZone": good}, {"AvailabilityZoneId": zones[good]}, {"AvailabilityZone": "", "AvailabilityZoneId": zones[good]}):
+        refused(lambda placement=placement: ec2.run_instances(**launch, Placement=placement), "DryRunOperation")
+    for placement in ({"AvailabilityZone": bad}, {"AvailabilityZoneId": zones[bad]}):
+        unauthorized(lambda placement=placement: ec2.run_instances(**launch, Placement=placement))
+    refused(lambda: ec2.create_volume(Size=1, AvailabilityZoneId=zones[good], DryRun=True), "DryRunOperation")
+    unauthorized(lambda: ec2.create_volume(Size=1, AvailabilityZoneId=zones[bad], DryRun=True))
+
+
+def test_every_volume_of_a_launch_decides(simulated, sim_image):
+    small = {"NumericLessThanEquals": {"ec2:VolumeSize": "10"}, "Bool": {"ec2:Encrypted": "true"}}
+    rest = [f"arn:aws:ec2:*:*:{kind}/*" for kind in ("instance", "network-interface", "security-group", "subnet")]
+    rest.append(f"arn:aws:ec2:*::image/{sim_image}")
+    launch = allow("ec2:RunInstances", "arn:aws:ec2:*:*:volume/*", Condition=small), allow("ec2:RunInstances", rest)
+    ec2 = User(simulated, "sized", *launch).client("ec2")
+    request = {"ImageId": sim_image, "InstanceType": "t3.nano", "MinCount": 1, "MaxCount": 1, "DryRun": True}
+
+    def run(*devices: tuple[str, dict]):
+        return ec2.run_instances(**request, BlockDeviceMappings=[{"DeviceName": name, "Ebs": ebs} for name, ebs in devices])
+
+    root = ("/dev/xvda", {"Encrypted": True})
+    refused(lambda: run(root), "DryRunOperation")
+    refused(lambda: run(root, ("/dev/sdf", {"VolumeSize": 10, "Encrypted": True})), "DryRunOperation")
+    for devices in [
+        (),
+        (("/dev/sdf", {"VolumeSize": 1, "Encrypted": True}),),
+        (root, ("/dev/sdf", {"VolumeSize": 1})),
+        (root, ("/dev/sdf", {"VolumeSize": 1, "Encrypted": True}), ("/dev/sdg", {"VolumeSize": 11, "Encrypted": True})),
+    ]:
+        unauthorized(lambda devices=devices: run(*devices))
+
+
 def test_an_image_that_a_parameter_names_takes_leave_to_read_it(simulated):
     user = User(simulated, "resolver", allow("ec2:*"))
     launch = {"InstanceType": "t3.nano", "MinCount": 1, "MaxCount": 1}

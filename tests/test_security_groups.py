@@ -108,10 +108,11 @@ def test_rules_that_cannot_be_are_refused(sim, group, permission, expected):
 
 
 def test_names_are_unique_within_a_vpc(sim, group):
-    with pytest.raises(ClientError) as error:
-        sim.create_security_group(GroupName="web", Description="again")
-    assert code(error) == "InvalidGroup.Duplicate"
-    for name in ("sg-mine", "default", "x" * 256):
+    for name in ("web", "Web"):
+        with pytest.raises(ClientError) as error:
+            sim.create_security_group(GroupName=name, Description="again")
+        assert code(error) == "InvalidGroup.Duplicate"
+    for name in ("sg-mine", "default", "Default", "x" * 256):
         with pytest.raises(ClientError) as error:
             sim.create_security_group(GroupName=name, Description="x")
         assert code(error) == "InvalidParameterValue", name

@@ -253,6 +253,40 @@ def test_an_instance_s_volumes_are_taken_at_one_point_in_time(ec2, guest):
 
 
 @pytest.mark.timeout(600)
+def test_a_disk_of_many_layers_is_known_by_its_file(crashing, chance):
+    """QEMU names a disk by all that is below it, and cuts the name off where it is long."""
+    daemon, launch = crashing
+    ec2 = launch.ec2
+    guest = launch(InstanceType="t3.nano")
+    boot = guest.boot_id()
+    volume = create(ec2, **home(guest))
+    attach(ec2, volume, guest.id)
+    wait_for(lambda: disk(guest, volume), message="the guest does not see the disk")
+    taken = []
+    for number in range(40):
+        name = ec2.create_snapshot(VolumeId=volume)["SnapshotId"]
+        if number >= 36:
+            write(guest, disk(guest, volume), number, f"line-{number}")
+            time.sleep(chance.random() * 0.04)
+            daemon.kill()
+            start_again(daemon)
+        wait_for_snapshots(ec2, [name])
+        taken.append(name)
+    assert guest.boot_id() == boot
+    remove(ec2, taken)
+    wait_for(
+        lambda: len([f for f in (daemon.state_dir / "volumes").iterdir() if f.is_file()]) <= 4,
+        timeout=120,
+        message="layers that nothing needs stay",
+    )
+    assert [read(guest, disk(guest, volume), number) for number in range(36, 40)] == [f"line-{number}" for number in range(36, 40)]
+    assert guest.boot_id() == boot
+    detach(ec2, volume)
+    delete(ec2, volume)
+    launch.end()
+
+
+@pytest.mark.timeout(600)
 def test_killed_while_snapshots_are_taken(crashing, chance):
     daemon, launch = crashing
     ec2 = launch.ec2

@@ -92,6 +92,51 @@ def test_private_keys_are_not_recorded(simulated, sim):
     sim.delete_key_pair(KeyName="trail")
 
 
+def test_what_the_model_calls_sensitive_is_not_recorded(simulated, sim, sim_image):
+    instance = sim.run_instances(ImageId=sim_image, InstanceType="t3.nano", MinCount=1, MaxCount=1)["Instances"][0]["InstanceId"]
+    secret = base64.b64encode(b"a very secret script").decode()
+    with pytest.raises(ClientError) as refused:
+        sim.modify_instance_attribute(InstanceId=instance, Attribute="userData", Value=secret)
+    found = record(simulated, refused.value.response)
+    assert found["requestParameters"]["value"] == "<sensitiveDataRemoved>"
+    with pytest.raises(ClientError) as refused:
+        sim.import_snapshot(DiskContainer={"Format": "RAW", "Url": "http://user:password@127.0.0.1:1/disk.raw"}, DryRun=True)
+    found = record(simulated, refused.value.response)
+    assert found["requestParameters"]["diskContainer"]["url"] == "<sensitiveDataRemoved>"
+    with pytest.raises(ClientError) as refused:
+        sim.copy_snapshot(SourceRegion="us-west-2", SourceSnapshotId="snap-00000000000000000", PresignedUrl="https://signed.example/?X-Amz-Signature=1")
+    assert record(simulated, refused.value.response)["requestParameters"]["presignedUrl"] == "<sensitiveDataRemoved>"
+    text = (simulated.state_dir / "trail/trail.jsonl").read_text()
+    assert secret not in text and "password@" not in text and "X-Amz-Signature" not in text
+    sim.terminate_instances(InstanceIds=[instance])
+
+
+def test_what_cannot_be_read_is_recorded_without_its_parameters(simulated):
+    for parameters in ({"MaxResults": "many"}, {"Unicorn": "1"}):
+        answer = call(simulated, "DescribeVpcs", parameters)
+        assert answer.status == 400
+        found = [one for one in records(simulated) if one["requestID"] == answer.headers["x-amzn-requestid"]]
+        assert [(one["eventName"], one["errorCode"], one["requestParameters"]) for one in found] == [
+            ("DescribeVpcs", f"Client.{answer.code}", None)
+        ]
+
+
+def test_long_parameters_are_left_out(simulated, sim):
+    answer = sim.create_tags(Resources=[vpc_of(sim)], Tags=[{"Key": "trail", "Value": "x"}])
+    assert record(simulated, answer)["requestParameters"] is not None
+    values = [{"Name": "tag:trail", "Values": [f"{n:03}" + "v" * 252 for n in range(100)]} for _ in range(2)]
+    answer = sim.describe_vpcs(Filters=values)
+    assert record(simulated, answer)["requestParameters"] is not None
+    with pytest.raises(ClientError) as refused:
+        sim.describe_vpcs(Filters=values * 3)
+    assert record(simulated, refused.value.response)["requestParameters"] is None
+    sim.delete_tags(Resources=[vpc_of(sim)], Tags=[{"Key": "trail"}])
+
+
+def vpc_of(sim) -> str:
+    return sim.describe_vpcs()["Vpcs"][0]["VpcId"]
+
+
 def test_reads_are_recorded_without_their_answers(simulated, sim):
     answer = sim.describe_key_pairs(Filters=[{"Name": "key-name", "Values": ["a", "b"]}])
     found = record(simulated, answer)

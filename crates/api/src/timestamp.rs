@@ -155,6 +155,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn times_that_cannot_be_told_in_utc_are_none() {
+        assert_eq!(parse("9999-12-31T23:59:59-00:01"), None);
+        assert_eq!(parse("9999-12-31T23:59:59Z"), Some(time::macros::datetime!(9999-12-31 23:59:59 UTC)));
+    }
+
+    #[test]
     fn what_is_written_in_basic_format_is_read() {
         for time in [
             time::macros::datetime!(2015-08-30 12:36:00 UTC),

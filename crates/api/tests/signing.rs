@@ -334,6 +334,30 @@ fn the_verifier_accepts_the_suite_and_nothing_near_it() {
     }
 }
 
+/// A scope is good for one day, which it names in full.
+#[test]
+fn a_scope_names_its_day() {
+    let at = time::macros::datetime!(2015-08-30 12:36:00 UTC);
+    let secret = Secret::new(SECRET);
+    for (day, ok) in [("20150830", true), ("2015", false), ("20150831", false), ("20150830T12", false)] {
+        let authorization = format!(
+            "AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/{day}/us-east-1/iam/aws4_request, SignedHeaders=host;x-amz-date, Signature="
+        );
+        let headers = [("Host", "h"), ("X-Amz-Date", "20150830T123600Z")];
+        let unsigned = request(
+            "GET",
+            "/",
+            &[&headers[..], &[("Authorization", &(authorization.clone() + "0"))]].concat(),
+        );
+        let signature = Signature::of(&unsigned).unwrap();
+        let canonical = signature.canonical(&unsigned, b"").unwrap();
+        let made = canonical.sign(&secret.key(&signature.scope()), at, &signature.scope());
+        let signed =
+            request("GET", "/", &[&headers[..], &[("Authorization", &(authorization + &made))]].concat());
+        assert_eq!(Signature::of(&signed).unwrap().verify(&secret, &signed, b"", at).is_ok(), ok, "{day}");
+    }
+}
+
 /// A secret that has signed for one scope signs for another as if it had not.
 #[test]
 fn a_secret_serves_many_scopes() {

@@ -69,7 +69,7 @@ fn gp2_iops(size_gib: u32) -> u32 {
 /// Checks size, IOPS and throughput against the type and fills in what the type gives by itself.
 ///
 /// # Errors
-/// `InvalidParameterValue`, `InvalidParameterCombination` or `MissingParameter` as CreateVolume gives them.
+/// `InvalidParameterValue` or `InvalidParameterCombination` as CreateVolume gives them.
 pub fn check_volume(
     volume_type: VolumeType,
     size_gib: u32,

@@ -14,7 +14,7 @@ use crate::handlers::Handlers;
 use crate::{Scope, ids, model, tags};
 
 /// The devices of an image's instances. An image of the library has its root disk, which is no snapshot.
-fn devices(image: &Image) -> Vec<ImageDevice> {
+pub(crate) fn devices(image: &Image) -> Vec<ImageDevice> {
     if !image.devices.is_empty() {
         return image.devices.clone();
     }

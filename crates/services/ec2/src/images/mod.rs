@@ -22,8 +22,8 @@ pub use availability::{
 pub use copy::copy_image;
 pub use create::create_image;
 pub use deregister::deregister_image;
-pub(crate) use describe::boot_mode;
 pub use describe::describe_images;
+pub(crate) use describe::{boot_mode, devices};
 pub use register::register_image;
 
 use crate::error::{Result, invalid_value, shorten};

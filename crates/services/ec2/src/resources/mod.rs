@@ -418,7 +418,7 @@ impl Finder<'_> {
             let own = self.snapshot.get::<Image>(account, region, &id);
             own.or_else(|| self.snapshot.get::<Image>(GLOBAL_ACCOUNT, GLOBAL_REGION, &id))
         });
-        let devices = image.as_ref().map_or(&[][..], |image| &image.devices);
+        let devices = image.as_ref().map_or_else(Vec::new, |image| images::devices(image));
         let mappings = request.list("BlockDeviceMappings");
         let mapping_of =
             |name: &str| mappings.iter().find(|mapping| mapping.text(&["DeviceName"]) == Some(name));
