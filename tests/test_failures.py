@@ -95,6 +95,25 @@ def test_an_image_that_is_broken_at_the_start_is_not_offered(make_daemon):
     assert code(error) == "InvalidAMIID.NotFound"
 
 
+def test_the_machines_of_another_daemon_of_the_same_name_stay(make_daemon):
+    first, second = make_daemon(), make_daemon(start=False)
+    launch = launcher(first)
+    guest = launch(InstanceType="t3.nano")
+    boot = guest.boot_id()
+    flags = [first.prefix if flag == second.prefix else flag for flag in second.flags]
+    for _ in range(2):
+        refused = second.haar("up", *flags, check=False)
+        assert refused.returncode != 0
+        assert guest.id in refused.stderr + second.log() and "--name" in refused.stderr + second.log()
+        # Also while the first one is away.
+        first.stop()
+    assert machines(guest.id)
+    first.start()
+    assert guest.boot_id() == boot
+    launch.end()
+    first.settles()
+
+
 @pytest.fixture
 def small_disk():
     """A file system of its own for a state folder: large enough for the image, and not much more."""

@@ -42,10 +42,11 @@ type Endpoint = (Ipv4Addr, u16);
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-/// `NFNL_SUBSYS_CTNETLINK`, with the messages `IPCTNL_MSG_CT_NEW` and `IPCTNL_MSG_CT_GET`.
+/// `NFNL_SUBSYS_CTNETLINK`, with the messages `IPCTNL_MSG_CT_NEW`, `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE`.
 const SUBSYSTEM: u16 = 1 << 8;
 const NEW: u16 = SUBSYSTEM;
 const GET: u16 = SUBSYSTEM | 1;
+const DELETE: u16 = SUBSYSTEM | 2;
 
 const NESTED: u16 = 0x8000;
 
@@ -57,20 +58,41 @@ const LIBERAL: [u8; 2] = [8, 8];
 
 /// The connections of an address in the calling thread's namespace that pass its uplink: its address is another one there.
 pub(crate) fn of(private: Ipv4Addr) -> Result<Vec<Connection>, Error> {
-    let failed = || Error::io(format!("list the connections of {private}"));
+    let found = matching(MOST, |connection| connection.is_translated(private));
+    found.map_err(Error::io(format!("list the connections of {private}")))
+}
+
+/// Has the calling thread's namespace forget the connections of these addresses: who has one of them now never had those.
+pub(crate) fn forget(addresses: &[Ipv4Addr]) -> Result<(), Error> {
+    if addresses.is_empty() {
+        return Ok(());
+    }
+    let failed = || Error::io(format!("forget the connections of {addresses:?}"));
+    let found = matching(usize::MAX, |connection| connection.concerns(addresses)).map_err(failed())?;
     let socket = open().map_err(failed())?;
+    for connection in found {
+        let mut original = Vec::new();
+        attribute(&mut original, 1 | NESTED, &connection.tuple(connection.original));
+        // NLM_F_REQUEST, NLM_F_ACK. It may have ended meanwhile.
+        acknowledged(&socket, DELETE, 0x5, &original, libc::ENOENT).map_err(failed())?;
+    }
+    Ok(())
+}
+
+/// At most so many connections of the calling thread's namespace, of those that are wanted.
+fn matching(most: usize, is_wanted: impl Fn(&Connection) -> bool) -> io::Result<Vec<Connection>> {
+    let socket = open()?;
     // NLM_F_REQUEST, NLM_F_DUMP
-    send(&socket, GET, 0x301, &[]).map_err(failed())?;
+    send(&socket, GET, 0x301, &[])?;
     let mut found = Vec::new();
     let mut buffer = vec![0u8; 1 << 16];
     loop {
-        let length =
-            recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).map_err(|e| failed()(e.into()))?;
+        let length = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
         for (kind, body) in messages(&buffer[..length]) {
             match kind {
                 DONE | ERROR => return Ok(found),
-                NEW if body.len() >= 4 && found.len() < MOST => {
-                    found.extend(read(&body[4..]).filter(|connection| connection.is_translated(private)));
+                NEW if body.len() >= 4 && found.len() < most => {
+                    found.extend(read(&body[4..]).filter(&is_wanted));
                 }
                 _ => {}
             }
@@ -78,22 +100,27 @@ pub(crate) fn of(private: Ipv4Addr) -> Result<Vec<Connection>, Error> {
     }
 }
 
+/// Sends a message and waits until it is carried out, which one error is as good as.
+fn acknowledged(socket: &OwnedFd, kind: u16, flags: u16, body: &[u8], as_good: i32) -> io::Result<()> {
+    send(socket, kind, flags, body)?;
+    let mut buffer = vec![0u8; 1 << 16];
+    let length = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+    for (kind, body) in messages(&buffer[..length]) {
+        let code = body.first_chunk().map_or(0, |code| -i32::from_ne_bytes(*code));
+        if kind == ERROR && code != 0 && code != as_good {
+            return Err(io::Error::from_raw_os_error(code));
+        }
+    }
+    Ok(())
+}
+
 /// Has the calling thread's namespace know these connections. One that it knows already stays as it is.
 pub(crate) fn track(connections: &[Connection]) -> Result<(), Error> {
     let failed = || Error::io("take over connections");
     let socket = open().map_err(failed())?;
-    let mut buffer = vec![0u8; 1 << 16];
     for connection in connections {
         // NLM_F_REQUEST, NLM_F_ACK, NLM_F_EXCL, NLM_F_CREATE
-        send(&socket, NEW, 0x605, &connection.write()).map_err(failed())?;
-        let length =
-            recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).map_err(|e| failed()(e.into()))?;
-        for (kind, body) in messages(&buffer[..length]) {
-            let code = body.first_chunk().map_or(0, |code| -i32::from_ne_bytes(*code));
-            if kind == ERROR && code != 0 && code != libc::EEXIST {
-                return Err(failed()(io::Error::from_raw_os_error(code)));
-            }
-        }
+        acknowledged(&socket, NEW, 0x605, &connection.write(), libc::EEXIST).map_err(failed())?;
     }
     Ok(())
 }
@@ -104,6 +131,12 @@ impl Connection {
         let ((sender, _), (receiver, _)) = self.original;
         let ((answers, _), (answered, _)) = self.reply;
         sender == private && answered != private || answers == private && receiver != private
+    }
+
+    /// Whether one of its ends is one of these addresses.
+    fn concerns(&self, addresses: &[Ipv4Addr]) -> bool {
+        let ends = [self.original.0, self.original.1, self.reply.0, self.reply.1];
+        ends.iter().any(|(address, _)| addresses.contains(address))
     }
 
     fn write(&self) -> Vec<u8> {

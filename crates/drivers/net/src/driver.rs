@@ -499,11 +499,12 @@ fn sync_interfaces(vpc: &VpcSpec, name: &str, applied: &mut Applied) -> Result<(
     }
     namespace::within(name, || {
         delete_links(&gone.iter().map(|id| interface_name(id)).collect::<Vec<_>>())?;
-        let (mut links, mut shaping) = (String::new(), String::new());
+        let (mut links, mut shaping, mut new) = (String::new(), String::new(), Vec::new());
         for interface in &changed {
             let tap = interface_name(&interface.id);
             if nix::net::if_::if_nametoindex(tap.as_str()).is_err() {
                 let _ = writeln!(links, "tuntap add dev {tap} mode tap");
+                new.push(interface.private_ip);
             }
             let InterfaceSpec { id, private_ip, .. } = interface;
             let mac = interface.mac.map(|byte| format!("{byte:02x}")).join(":");
@@ -521,6 +522,8 @@ fn sync_interfaces(vpc: &VpcSpec, name: &str, applied: &mut Applied) -> Result<(
                 );
             }
         }
+        // What its address was in before may no longer be allowed.
+        conntrack::forget(&new)?;
         command::ip(&links)?;
         for interface in &changed {
             let tap = interface_name(&interface.id);

@@ -20,7 +20,20 @@ pub(crate) fn of_vpc(vpc: &VpcSpec) -> String {
     interface_chains(vpc, &mut out);
     base_chains(vpc, &mut out);
     out.push_str("}\n");
+    neighbours(vpc, &mut out);
     out
+}
+
+/// The table that lets a guest say of no address but its own that it has it. Each sender of a request becomes an entry in the host's
+/// table of neighbours, which is one for all namespaces.
+fn neighbours(vpc: &VpcSpec, out: &mut String) {
+    out.push_str("table arp haar\ndelete table arp haar\ntable arp haar {\n");
+    checked_sources(vpc, out);
+    // Who looks whether an address is taken has none yet (RFC 5227), and becomes no entry.
+    out.push_str(
+        " chain input {\n  type filter hook input priority filter;\n  arp saddr ip 0.0.0.0 return\n  \
+         iifname . arp saddr ether . arp saddr ip @sources return\n  iifname @checked drop\n }\n}\n",
+    );
 }
 
 /// Identifier of a group's set and chains; ids hold a dash, which nftables does not take everywhere.
@@ -41,7 +54,8 @@ fn mac(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-fn sets(vpc: &VpcSpec, out: &mut String) {
+/// The interfaces whose sources are checked, and what comes from them with the right ones.
+fn checked_sources(vpc: &VpcSpec, out: &mut String) {
     let checked = || vpc.interfaces.iter().filter(|i| i.source_dest_check);
     set(out, "set", "checked", "ifname", checked().map(|i| format!("\"{}\"", interface_name(&i.id))));
     set(
@@ -51,12 +65,17 @@ fn sets(vpc: &VpcSpec, out: &mut String) {
         "ifname . ether_addr . ipv4_addr",
         checked().map(|i| format!("\"{}\" . {} . {}", interface_name(&i.id), mac(i.mac), i.private_ip)),
     );
+}
+
+fn sets(vpc: &VpcSpec, out: &mut String) {
+    checked_sources(vpc, out);
+    let checked = vpc.interfaces.iter().filter(|i| i.source_dest_check);
     set(
         out,
         "set",
         "destinations",
         "ifname . ipv4_addr",
-        checked().map(|i| format!("\"{}\" . {}", interface_name(&i.id), i.private_ip)),
+        checked.map(|i| format!("\"{}\" . {}", interface_name(&i.id), i.private_ip)),
     );
     let public = || vpc.interfaces.iter().filter_map(|i| Some((i.private_ip, i.public_ip?)));
     set(out, "set", "has_public", "ipv4_addr", public().map(|(private, _)| private.to_string()));

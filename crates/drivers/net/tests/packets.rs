@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::Command;
@@ -405,6 +405,74 @@ async fn a_guest_answers_for_its_address_while_it_lives() {
     assert!(answers().await.unwrap());
     assert!(sh(&format!("ip -n {a} link set eth0 down")));
     assert!(!answers().await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_says_of_its_own_address_alone_that_it_has_it() {
+    if !root() {
+        return;
+    }
+    let mut bed = Bed::new();
+    let a = bed.guest(1, false).await;
+    assert!(sh(&format!("ip -n {a} address add {}/20 dev eth0", address(9))));
+    // The question for the gateway says who asks.
+    let ask = |from: Ipv4Addr| {
+        assert!(sh(&format!("ip -n {a} neighbour flush dev eth0")));
+        within(path(&a), move || {
+            let socket = UdpSocket::bind((from, 0)).unwrap();
+            socket.send_to(b"x", (Ipv4Addr::new(172, 31, 0, 1), 9)).unwrap();
+        });
+        thread::sleep(Duration::from_millis(300));
+    };
+    let namespace = bed.driver.namespace(&bed.vpc.id);
+    let neighbours = || {
+        let namespace = namespace.clone();
+        let shown = within(namespace, || Command::new("ip").args(["neighbour", "show"]).output().unwrap());
+        String::from_utf8(shown.stdout).unwrap()
+    };
+    ask(address(9));
+    assert!(!neighbours().contains(&address(9).to_string()), "{}", neighbours());
+    bed.vpc.interfaces[0].source_dest_check = false;
+    bed.sync().await;
+    ask(address(9));
+    assert!(neighbours().contains(&address(9).to_string()), "{}", neighbours());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_end_with_the_interface() {
+    if !root() {
+        return;
+    }
+    let mut bed = Bed::new();
+    let (a, b) = (bed.guest(1, false).await, bed.guest(2, false).await);
+    let open = |guest: &str, n: u32| {
+        within(path(guest), move || {
+            let socket = UdpSocket::bind((address(n), 6000)).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+            socket
+        })
+    };
+    let arrives = |from: &UdpSocket, to: &UdpSocket| {
+        from.send_to(b"x", to.local_addr().unwrap()).unwrap();
+        to.recv(&mut [0; 8]).is_ok()
+    };
+    bed.vpc.groups[0].ingress = vec![any(everywhere())];
+    bed.sync().await;
+    let (here, there) = (open(&a, 1), open(&b, 2));
+    assert!(arrives(&here, &there) && arrives(&there, &here));
+    bed.vpc.groups[0].ingress.clear();
+    bed.sync().await;
+    assert!(arrives(&here, &there), "a connection outlives its rule");
+    drop(there);
+    bed.vpc.interfaces.pop();
+    bed.sync().await;
+    assert!(sh(&format!("ip netns delete {b}")));
+    let b = bed.guest(2, false).await;
+    let there = open(&b, 2);
+    assert!(!arrives(&here, &there), "who has the address now never had the connection");
+    bed.vpc.groups[0].ingress = vec![any(everywhere())];
+    bed.sync().await;
+    assert!(arrives(&here, &there));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -228,6 +228,17 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Whether anything runs in a machine's group.
+    pub(crate) fn is_used(&self, id: &str) -> Result<bool, Error> {
+        for tree in &self.trees {
+            let group = tree.mount.join(&self.parent).join(id);
+            if !members(&group).map_err(Error::at("read the control group", &group))?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// The machines that have a group.
     pub(crate) fn list(&self) -> Result<Vec<String>, Error> {
         let mut ids = Vec::new();
@@ -298,20 +309,26 @@ fn make_dir(path: &Path) -> io::Result<()> {
     }
 }
 
-fn kill_members(group: &Path) -> io::Result<()> {
+/// The processes of a group; none where it does not exist.
+fn members(group: &Path) -> io::Result<Vec<Pid>> {
     let members = match fs::read_to_string(group.join("cgroup.procs")) {
         Ok(members) => members,
         // ENODEV is what an open group gives that was removed meanwhile.
         Err(error)
             if error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ENODEV) =>
         {
-            return Ok(());
+            return Ok(Vec::new());
         }
         Err(error) => return Err(error),
     };
-    for pid in members.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 1) {
+    let pids = members.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 1);
+    Ok(pids.map(Pid::from_raw).collect())
+}
+
+fn kill_members(group: &Path) -> io::Result<()> {
+    for pid in members(group)? {
         // It may have ended by itself.
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        let _ = kill(pid, Signal::SIGKILL);
     }
     Ok(())
 }

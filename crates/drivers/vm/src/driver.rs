@@ -242,6 +242,19 @@ impl Driver {
         Ok(ids.into_iter().collect())
     }
 
+    /// The ids of machines that run in control groups of this configuration's name and have nothing in its run directory: those of
+    /// another configuration with the same name.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn strangers(&self) -> Result<Vec<String>, Error> {
+        let mut ids = BTreeSet::from_iter(self.0.cgroups.list()?);
+        ids.retain(|id| !self.0.config.run_dir.join(id).exists());
+        ids.into_iter()
+            .filter_map(|id| self.0.cgroups.is_used(&id).map(|used| used.then_some(id)).transpose())
+            .collect()
+    }
+
     /// Ends the machine if it lives, at once, and removes its control group and run directory. Its disks and its
     /// console's log stay. That there is nothing to remove is no error.
     ///

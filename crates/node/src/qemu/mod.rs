@@ -61,9 +61,11 @@ impl Qemu {
         for dir in [&console_dir, &firmware_dir, &config.state_dir.join("run")] {
             std::fs::create_dir_all(dir).map_err(Error::io(format!("make {}", dir.display())))?;
         }
+        let vms = vm_driver(config, binary, accel)?;
+        refuse_strangers(&vms, config)?;
         Ok(Self {
             store,
-            vms: vm_driver(config, binary, accel)?,
+            vms,
             volumes: haar_volume::Driver::new(config.state_dir.join("volumes"))?,
             images,
             network,
@@ -590,13 +592,29 @@ fn vm_driver(config: &Config, binary: &Path, accel: haar_vm::Accel) -> Result<ha
     })?)
 }
 
+/// Refuses to go on where machines run that another daemon of the same name has started: they and their networks would be taken for
+/// this one's, and for such that nobody asks for.
+fn refuse_strangers(vms: &haar_vm::Driver, config: &Config) -> Result<(), Error> {
+    match vms.strangers()?.first() {
+        None => Ok(()),
+        Some(id) => Err(Error::Refused(format!(
+            "{id} runs under the name '{}' and is not of the state folder {}: take another name (--name), or shut down what the other daemon runs",
+            config.name,
+            config.state_dir.display()
+        ))),
+    }
+}
+
 /// Ends every machine and removes every network of a configuration.
 pub(crate) async fn teardown(config: &Config) -> Result<(), Error> {
-    if config.state_dir.join("run").is_dir() {
-        let vms = vm_driver(config, Path::new("qemu-system-x86_64"), haar_vm::Accel::Tcg)?;
-        for id in vms.list()? {
-            vms.remove(&id).await?;
-        }
+    if !config.state_dir.join("run").is_dir() {
+        // No machine was ever started here, and networks are made for machines.
+        return Ok(());
+    }
+    let vms = vm_driver(config, Path::new("qemu-system-x86_64"), haar_vm::Accel::Tcg)?;
+    refuse_strangers(&vms, config)?;
+    for id in vms.list()? {
+        vms.remove(&id).await?;
     }
     Ok(haar_net::Driver::new(config.driver())?.remove_all().await?)
 }
