@@ -276,6 +276,39 @@ def test_what_needs_a_stopped_instance_is_refused_on_a_running_one(guest):
         assert code(error) == "IncorrectInstanceState"
 
 
+def test_types_have_what_is_asked_of_them(sim, sim_image):
+    request = {"ImageId": sim_image, "MinCount": 1, "MaxCount": 1}
+    with pytest.raises(ClientError, match="EbsOptimized") as error:
+        sim.run_instances(**request, InstanceType="t2.micro", EbsOptimized=True)
+    assert code(error) == "Unsupported"
+    # Volumes and the interface count together: 27 of a t3 ("Amazon EBS volume limits for Amazon EC2 instances").
+    devices = [{"DeviceName": f"/dev/sd{a}{b}", "Ebs": {"VolumeSize": 1}} for a in "bc" for b in "abcdefghijklm"]
+    with pytest.raises(ClientError) as error:
+        sim.run_instances(**request, InstanceType="t3.micro", BlockDeviceMappings=devices, DryRun=True)
+    assert code(error) == "AttachmentLimitExceeded"
+    with pytest.raises(ClientError) as error:
+        sim.run_instances(**request, InstanceType="t3.micro", BlockDeviceMappings=devices[:-1], DryRun=True)
+    assert code(error) == "DryRunOperation"
+    instance = sim.run_instances(**request, InstanceType="t3.micro", EbsOptimized=True)["Instances"][0]["InstanceId"]
+    sim.get_waiter("instance_running").wait(InstanceIds=[instance], WaiterConfig={"Delay": 1})
+    [status] = sim.describe_instance_status(InstanceIds=[instance])["InstanceStatuses"]
+    [zone] = sim.describe_availability_zones(ZoneNames=[status["AvailabilityZone"]])["AvailabilityZones"]
+    assert status["AvailabilityZoneId"] == zone["ZoneId"]
+    sim.stop_instances(InstanceIds=[instance])
+    sim.get_waiter("instance_stopped").wait(InstanceIds=[instance], WaiterConfig={"Delay": 1})
+    with pytest.raises(ClientError) as error:
+        sim.modify_instance_attribute(InstanceId=instance, InstanceType={"Value": "z9.huge"})
+    assert code(error) == "InvalidInstanceAttributeValue"
+    sim.modify_instance_attribute(InstanceId=instance, InstanceType={"Value": "t2.micro"})
+    with pytest.raises(ClientError) as error:
+        sim.start_instances(InstanceIds=[instance])
+    assert code(error) == "Unsupported"
+    with pytest.raises(ClientError) as error:
+        sim.describe_network_interfaces(NetworkInterfaceIds=["eni-00000000000000000"], MaxResults=5)
+    assert code(error) == "InvalidParameterCombination"
+    sim.terminate_instances(InstanceIds=[instance])
+
+
 def test_several_at_once_and_all_or_nothing(sim, sim_image):
     """Counts and batches concern only the records."""
     launched = sim.run_instances(ImageId=sim_image, InstanceType="t3.nano", MinCount=2, MaxCount=3)
