@@ -419,7 +419,7 @@ mod tests {
     #[test]
     fn limits_of_types() {
         let code = |r: Result<(Option<u32>, Option<u32>)>| r.unwrap_err().code.into_owned();
-        assert_eq!(code(check_volume(VolumeType::Io1, 8, None, None)), "MissingParameter");
+        assert_eq!(code(check_volume(VolumeType::Io1, 8, None, None)), "InvalidParameterCombination");
         assert_eq!(code(check_volume(VolumeType::Io1, 8, Some(401), None)), "InvalidParameterValue");
         assert!(check_volume(VolumeType::Io1, 8, Some(400), None).is_ok());
         assert_eq!(code(check_volume(VolumeType::St1, 124, None, None)), "InvalidParameterValue");

@@ -429,7 +429,10 @@ impl Finder<'_> {
             !devices.iter().any(|device| mapping.text(&["DeviceName"]) == Some(device.device_name.as_str()))
         });
         let others = others.map(|mapping| (None, Some(mapping)));
-        of_image.chain(others).map(|(device, mapping)| self.volume_to_launch(device, mapping)).collect()
+        let volumes = of_image.chain(others).map(|(device, mapping)| self.volume_to_launch(device, mapping));
+        let volumes: Vec<_> = volumes.collect();
+        // An image that is not there has a volume all the same, of which nothing is known.
+        if volumes.is_empty() { vec![self.to_make("volume")] } else { volumes }
     }
 
     fn volume_to_launch(&self, device: Option<&ImageDevice>, mapping: Option<&Part<'_>>) -> Resource {
