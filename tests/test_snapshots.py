@@ -252,16 +252,22 @@ def test_an_instance_s_volumes_are_taken_at_one_point_in_time(ec2, guest):
 # --- crashes ------------------------------------------------------------------------------------------------------------
 
 
+def with_volume(launch) -> tuple:
+    """A guest, and a volume that it sees."""
+    guest = launch(InstanceType="t3.nano")
+    volume = create(launch.ec2, **home(guest))
+    attach(launch.ec2, volume, guest.id)
+    wait_for(lambda: disk(guest, volume), message="the guest does not see the disk")
+    return guest, volume
+
+
 @pytest.mark.timeout(600)
 def test_a_disk_of_many_layers_is_known_by_its_file(crashing, chance):
     """QEMU names a disk by all that is below it, and cuts the name off where it is long."""
     daemon, launch = crashing
     ec2 = launch.ec2
-    guest = launch(InstanceType="t3.nano")
+    guest, volume = with_volume(launch)
     boot = guest.boot_id()
-    volume = create(ec2, **home(guest))
-    attach(ec2, volume, guest.id)
-    wait_for(lambda: disk(guest, volume), message="the guest does not see the disk")
     taken = []
     for number in range(40):
         name = ec2.create_snapshot(VolumeId=volume)["SnapshotId"]
@@ -290,11 +296,8 @@ def test_a_disk_of_many_layers_is_known_by_its_file(crashing, chance):
 def test_killed_while_snapshots_are_taken(crashing, chance):
     daemon, launch = crashing
     ec2 = launch.ec2
-    guest = launch(InstanceType="t3.nano")
+    guest, volume = with_volume(launch)
     boot = guest.boot_id()
-    volume = create(ec2, **home(guest))
-    attach(ec2, volume, guest.id)
-    wait_for(lambda: disk(guest, volume), message="the guest does not see the disk")
     taken = []
     for number in range(8):
         write(guest, disk(guest, volume), number, f"line-{number}")

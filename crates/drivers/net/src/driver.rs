@@ -494,9 +494,6 @@ fn sync_interfaces(vpc: &VpcSpec, name: &str, applied: &mut Applied) -> Result<(
         applied.interfaces = wanted;
         return Ok(());
     }
-    for id in gone.iter().chain(changed.iter().map(|i| &i.id)) {
-        applied.interfaces.remove(id);
-    }
     namespace::within(name, || {
         delete_links(&gone.iter().map(|id| interface_name(id)).collect::<Vec<_>>())?;
         let (mut links, mut shaping, mut new) = (String::new(), String::new(), Vec::new());

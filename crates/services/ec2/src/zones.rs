@@ -4,6 +4,11 @@ pub use haar_records::ec2::{REGIONS, Region, Zone, zone_id, zones};
 
 use crate::error::{Result, invalid_value, shorten};
 
+/// The name of the zone with this id in a region.
+pub fn zone_name(region: &str, zone_id: &str) -> Option<String> {
+    zones(region).into_iter().find(|zone| zone.id == zone_id).map(|zone| zone.name)
+}
+
 /// Refuses a zone that the region does not have.
 ///
 /// # Errors

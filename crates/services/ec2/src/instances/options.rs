@@ -2,7 +2,7 @@
 
 use haar_api::Error;
 use haar_core::IdType;
-use haar_records::ec2::{CpuOptions, Hypervisor, InstanceType, Placement, PlacementStrategy, Zone};
+use haar_records::ec2::{CpuOptions, Hypervisor, InstanceType, Placement, PlacementStrategy};
 use haar_store::Tx;
 
 use crate::capacity::Capacity;
@@ -105,16 +105,13 @@ pub(super) fn zone(scope: Scope<'_>, input: Option<&model::Placement>) -> Result
     let Some(id) = given(input.and_then(|placement| placement.availability_zone_id.as_ref())) else {
         return Ok(name);
     };
-    let named = |zone: &Zone| zone.id == id;
-    let zone = zones::zones(scope.region)
-        .into_iter()
-        .find(named)
+    let zone = zones::zone_name(scope.region, &id)
         .ok_or_else(|| invalid_value(format!("Invalid availability zone: [{}]", shorten(&id))))?;
     match name {
-        Some(name) if name != zone.name => Err(combination(
+        Some(name) if name != zone => Err(combination(
             "The parameters Placement.AvailabilityZone and Placement.AvailabilityZoneId name different zones.",
         )),
-        _ => Ok(Some(zone.name)),
+        _ => Ok(Some(zone)),
     }
 }
 

@@ -12,7 +12,7 @@ use haar_records::ec2::{
 };
 use haar_records::iam::{REGION, Role};
 use haar_records::{GLOBAL_ACCOUNT, GLOBAL_REGION};
-use haar_store::{Snapshot, Store};
+use haar_store::{Entry, Snapshot, Store};
 
 use crate::instances::profiles;
 use crate::scope::Scope;
@@ -257,12 +257,16 @@ impl Finder<'_> {
         says(resource.with("aws:ResourceAccount", account).with_tags(found.tags().clone()), &found)
     }
 
-    /// An image of the account, or of the library.
-    fn image(&self, resource: Resource, id: &str) -> Resource {
+    /// The record of an image of the account, or of the library.
+    fn image_record(&self, id: &str) -> Option<Entry<Image>> {
         let Scope { account, region } = self.scope();
         let own = self.snapshot.get::<Image>(account, region, id);
-        let shared = || self.snapshot.get::<Image>(GLOBAL_ACCOUNT, GLOBAL_REGION, id);
-        let Some(found) = own.or_else(shared) else { return resource };
+        own.or_else(|| self.snapshot.get::<Image>(GLOBAL_ACCOUNT, GLOBAL_REGION, id))
+    }
+
+    /// An image of the account, or of the library, with what its record says.
+    fn image(&self, resource: Resource, id: &str) -> Resource {
+        let Some(found) = self.image_record(id) else { return resource };
         resource
             .with("aws:ResourceAccount", &found.owner)
             .with_tags(found.tags.clone())
@@ -383,7 +387,7 @@ impl Finder<'_> {
     }
 
     /// The subnets that a launch may use: the one that it names, else the default ones of its zone or of every zone.
-    fn subnets(&self) -> Vec<haar_store::Entry<Subnet>> {
+    fn subnets(&self) -> Vec<Entry<Subnet>> {
         let Scope { account, region } = self.scope();
         let request = self.query.request();
         let named = request.text(&["SubnetId"]).or_else(|| request.text(&["NetworkInterfaces", "SubnetId"]));
@@ -402,22 +406,14 @@ impl Finder<'_> {
     /// The zone that the request tells the name or the id of, below these members.
     fn zone(&self, path: &[&str]) -> Option<String> {
         let says = |member| self.query.word(&[path, &[member]].concat()).filter(|text| !text.is_empty());
-        says("AvailabilityZone").or_else(|| {
-            let id = says("AvailabilityZoneId")?;
-            let mut zones = zones::zones(self.scope().region).into_iter();
-            zones.find(|zone| zone.id == id).map(|zone| zone.name)
-        })
+        says("AvailabilityZone")
+            .or_else(|| zones::zone_name(self.scope().region, &says("AvailabilityZoneId")?))
     }
 
     /// The volumes of a launch: those of the image's devices and those that the request maps, which may change the image's.
     fn volumes_to_launch(&self) -> Vec<Resource> {
         let request = self.query.request();
-        let Scope { account, region } = self.scope();
-        let image = request.text(&["ImageId"]).and_then(|id| {
-            let id = images::resolve(&self.snapshot, id).ok()?;
-            let own = self.snapshot.get::<Image>(account, region, &id);
-            own.or_else(|| self.snapshot.get::<Image>(GLOBAL_ACCOUNT, GLOBAL_REGION, &id))
-        });
+        let image = request.text(&["ImageId"]).and_then(|id| self.image_record(&self.id_of("image", id)));
         let devices = image.as_ref().map_or_else(Vec::new, |image| images::devices(image));
         let mappings = request.list("BlockDeviceMappings");
         let mapping_of =

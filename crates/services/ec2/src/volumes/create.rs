@@ -118,11 +118,8 @@ fn zone(ctx: &Context, name: Option<&str>, id: Option<&str>) -> Result<String> {
             })?;
             Ok(name.to_owned())
         }
-        (None, Some(id)) => {
-            let mut zones = zones::zones(&ctx.region).into_iter();
-            let found = zones.find(|zone| zone.id == id).map(|zone| zone.name);
-            found.ok_or_else(|| invalid_value(format!("Invalid availability zone ID: [{}]", shorten(id))))
-        }
+        (None, Some(id)) => zones::zone_name(&ctx.region, id)
+            .ok_or_else(|| invalid_value(format!("Invalid availability zone ID: [{}]", shorten(id)))),
     }
 }
 
